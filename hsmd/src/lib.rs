@@ -1,0 +1,20 @@
+//! The daemon and `tierctl`: capture, the log's one writer, copies to volumes, the control socket.
+//!
+//! See ARCHITECTURE.md for how the threads fit together.
+
+pub mod capture;
+pub mod cli;
+pub mod committer;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod events;
+pub mod flush;
+pub mod output;
+pub mod preflight;
+pub mod run;
+pub mod service;
+pub mod shared;
+pub mod sweep;
+pub mod sys;
+pub mod tierctl;

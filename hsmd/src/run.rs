@@ -1,0 +1,129 @@
+//! What the `hsmd` program does: check a configuration, or run the daemon until a signal ends it.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use nix::sys::signal::{SigSet, Signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::Hsmd;
+use crate::config::Config;
+use crate::daemon::{Daemon, Overrides, Refusal};
+use crate::{output, preflight};
+
+/// Exit status of every refusal and error.
+const FAILED: u8 = 2;
+
+fn refused(refusals: &[Refusal]) -> ExitCode {
+    for refusal in refusals {
+        output::error("hsmd", &refusal);
+    }
+    ExitCode::from(FAILED)
+}
+
+/// `hsmd check-config`.
+pub fn check_config(file: &Path) -> ExitCode {
+    let config = match Config::load(file) {
+        Ok(config) => config,
+        Err(error) => {
+            output::error("hsmd", &error);
+            return ExitCode::from(FAILED);
+        }
+    };
+    match preflight::check(&config) {
+        Ok(report) => {
+            for warning in &report.warnings {
+                output::note(
+                    "hsmd",
+                    &format!(
+                        "warning: {}: {}; {}",
+                        warning.object, warning.reason, warning.advice
+                    ),
+                );
+            }
+            let text = format!(
+                "{} is good: {} ({}) is watched, the log goes to {} pool(s)\n",
+                file.display(),
+                report.mount_point.display(),
+                report.fs_type,
+                config.pools.len()
+            );
+            if output::text(&text).is_ok() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(FAILED)
+            }
+        }
+        Err(refusals) => {
+            let refusals: Vec<Refusal> = refusals
+                .into_iter()
+                .map(|refusal| Refusal {
+                    object: refusal.object,
+                    reason: refusal.reason,
+                    advice: refusal.advice,
+                })
+                .collect();
+            refused(&refusals)
+        }
+    }
+}
+
+/// `hsmd`: runs until SIGTERM or SIGINT.
+pub fn daemon(args: &Hsmd) -> ExitCode {
+    let filter = EnvFilter::try_new(&args.log_level).unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    let config = match Config::load(&args.config) {
+        Ok(config) => config,
+        Err(error) => {
+            output::error("hsmd", &error);
+            return ExitCode::from(FAILED);
+        }
+    };
+    // Blocked before any thread starts, so that only the one that waits for them gets them.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    if let Err(error) = signals.thread_block() {
+        output::error("hsmd", &format!("cannot block signals: {error}"));
+        return ExitCode::from(FAILED);
+    }
+    let overrides = Overrides {
+        adopt_filesystem: args.adopt_filesystem,
+        accept_loss_after: args.accept_loss_after,
+    };
+    let daemon = match Daemon::start(config, overrides) {
+        Ok(daemon) => daemon,
+        Err(refusals) => return refused(&refusals),
+    };
+    let stopper = daemon.stopper();
+    std::thread::spawn(move || {
+        let _ = signals.wait();
+        stopper.stop();
+    });
+    // Not under systemd there is nobody to tell.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    watchdog();
+    let ended = daemon.run();
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(refusal) => refused(&[refusal]),
+    }
+}
+
+/// Tells systemd's watchdog that the process lives, where it listens.
+fn watchdog() {
+    if let Some(interval) = sd_notify::watchdog_enabled() {
+        let half = (interval / 2).max(Duration::from_millis(100));
+        std::thread::spawn(move || {
+            while sd_notify::notify(&[sd_notify::NotifyState::Watchdog]).is_ok() {
+                std::thread::sleep(half);
+            }
+        });
+    }
+}

@@ -1,0 +1,182 @@
+//! tierctl's command line.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Parser, Subcommand, ValueEnum, ValueHint};
+
+use crate::config::DEFAULT_PATH;
+use crate::control::when::When;
+
+/// Ask the daemon hsmd: is my data safe, where is it, what was it before
+#[derive(Debug, Parser)]
+#[command(
+    name = "tierctl",
+    version,
+    max_term_width = 100,
+    subcommand_required = true
+)]
+pub struct Args {
+    /// The daemon's configuration, which says where its socket is
+    #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_PATH, value_hint = ValueHint::FilePath)]
+    pub config: PathBuf,
+
+    /// The daemon's socket; the configuration is not read then
+    #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub socket: Option<PathBuf>,
+
+    /// Print JSON, whose keys do not change their meaning from version to version
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Is my data safe, and if not, what do I do?
+    Status {
+        /// End with status 1 unless the answer is SAFE or CATCHING UP, for monitoring
+        #[arg(long)]
+        check: bool,
+    },
+    /// The state of files: in the log, on which copies, verified when
+    State {
+        /// Files, directories, anything on the watched filesystem
+        #[arg(required = true, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+        paths: Vec<PathBuf>,
+    },
+    /// Wait until everything that was changed before is safe
+    Sync {
+        /// How safe: in the spool, or on the volumes of every pool too
+        #[arg(long, value_name = "WHERE", default_value = "spool")]
+        to: SyncTo,
+        /// Look for changes that raise no event (mmap, chattr) too
+        #[arg(long)]
+        sweep: bool,
+    },
+    /// The history of files
+    #[command(subcommand)]
+    Log(LogCommand),
+    /// The media
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// The database that is derived from the log
+    #[command(subcommand)]
+    Catalog(CatalogCommand),
+    /// Follow what the daemon does; with --json one object a line
+    Events,
+    /// Print a shell's completions
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+    /// Write man page and completions
+    #[command(hide = true)]
+    GenerateDocs(crate::cli::GenerateDocs),
+}
+
+/// How safe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SyncTo {
+    /// Durable on the spool's disk
+    Spool,
+    /// On the volumes of every pool too, read back
+    Media,
+}
+
+/// The history of files.
+#[derive(Debug, Subcommand)]
+pub enum LogCommand {
+    /// The versions of a path, also of one that is deleted
+    List {
+        /// As it is or was named on the watched filesystem
+        #[arg(value_hint = ValueHint::AnyPath)]
+        path: PathBuf,
+    },
+    /// What a transaction did
+    Show {
+        /// Its number
+        lsn: u64,
+    },
+    /// Print what a file contained, every byte checked against the log's hashes
+    Cat {
+        /// As it was named on the watched filesystem
+        #[arg(value_hint = ValueHint::FilePath)]
+        path: PathBuf,
+        /// At which transaction, or time such as 2026-11-20T17:00:00Z; now, if not given
+        #[arg(long, value_name = "LSN|TIME")]
+        at: Option<Moment>,
+    },
+}
+
+/// The media.
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// All volumes of all pools
+    List,
+    /// One volume
+    Show {
+        /// Its serial number
+        serial: String,
+    },
+    /// Read all of a volume back and compare it with its inventory
+    Verify {
+        /// Its serial number, or the directory where it is; the latter also works without the daemon
+        #[arg(value_name = "SERIAL|PATH", value_hint = ValueHint::DirPath)]
+        volume: String,
+    },
+}
+
+/// The database that is derived from the log.
+#[derive(Debug, Subcommand)]
+pub enum CatalogCommand {
+    /// Make the catalog anew from spool and volumes alone; only while hsmd does not run
+    Rebuild,
+    /// Print the digest of the catalog's logical tables: equal logs give equal digests
+    Digest,
+}
+
+/// When.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// At the end of this transaction.
+    Lsn(u64),
+    /// At the last transaction that is not later.
+    Time(When),
+}
+
+impl FromStr for Moment {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(lsn) = text.parse() {
+            return Ok(Self::Lsn(lsn));
+        }
+        text.parse().map(Self::Time).map_err(|_| {
+            "give a transaction's number, or a time like 2026-11-20T17:00:00Z".to_owned()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn moments_are_numbers_or_times() {
+        assert_eq!("1042".parse(), Ok(Moment::Lsn(1042)));
+        let time = "2026-11-20T17:00:00Z".parse::<When>().unwrap();
+        assert_eq!("2026-11-20T18:00:00+01:00".parse(), Ok(Moment::Time(time)));
+        assert!("yesterday".parse::<Moment>().is_err());
+    }
+}

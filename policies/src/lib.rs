@@ -1,0 +1,1 @@
+//! Policies: rules over the catalog. Filled by a later release.

@@ -1,0 +1,197 @@
+"""Rows about the daemon itself: bytes per overwrite, memory, start-up, latency, idleness."""
+
+import json
+import os
+import random
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+from common import Bench, Row, median, note, shell
+
+OVERWRITE_GOAL_KIB = 72
+MEMORY_GOAL_MIB = 300
+STARTUP_GOAL_S = 15.0
+# "Linear": four times the files may take this many times as long.
+LINEAR_GOAL = 4.6
+LATENCY_GOAL_S = 1.0
+# One tick in ten seconds: what `top` shows as 0.1 %.
+IDLE_GOAL_PERCENT = 0.1
+IDLE_SECONDS = 60
+GIB = 1 << 30
+
+
+def overwrite(bench: Bench) -> list[Row]:
+    """4 KiB random overwrites in a 1 GiB file, closed and logged after each hundred."""
+    if bench.baselines:
+        return []
+    disk = bench.disk("fresh", "3G")
+    image = disk.mount / "image.bin"
+    with open(image, "wb") as out:
+        for _ in range(GIB >> 22):
+            out.write(os.urandom(1 << 22))
+    daemon = bench.daemon(disk.mount, volume=False)
+    daemon.start()
+    daemon.wait_ready()
+    daemon.sync()
+    before, rounds, rng = daemon.log_bytes(), 20, random.Random(7)
+    for _ in range(rounds):
+        with open(image, "r+b", buffering=0) as out:
+            for _ in range(100):
+                out.seek(rng.randrange(GIB // 4096) * 4096)
+                out.write(os.urandom(4096))
+        daemon.sync()
+    each = (daemon.log_bytes() - before) / (rounds * 100) / 1024
+    daemon.stop()
+    daemon.remove()
+    bench.drop_disk("fresh")
+    return [
+        Row(
+            "4 KiB random overwrites in a 1 GiB file, closed after each hundred", "bytes logged for each",
+            f"≤ {OVERWRITE_GOAL_KIB} KiB", f"{each:.1f} KiB", each <= OVERWRITE_GOAL_KIB,
+        )
+    ]
+
+
+def make_files(root: Path, count: int) -> None:
+    """`count` small files, a hundred in each directory."""
+    for directory in range(count // 100):
+        place = root / f"d{directory // 100:03}" / f"d{directory:05}"
+        place.mkdir(parents=True)
+        for number in range(100):
+            descriptor = os.open(f"{place}/file-{number:03}.txt", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            os.write(descriptor, b"file %d of directory %d\n" % (number, directory))
+            os.close(descriptor)
+
+
+def examine(bench: Bench, count: int) -> tuple[float, float, float]:
+    """Adopt `count` files and start again: MiB at most, MiB after a restart, seconds to examine."""
+    note(f"making {count:,} files")
+    disk = bench.disk("fresh", "12G", ("-N", str(count + count // 50 + 10_000)))
+    make_files(disk.mount, count)
+    shell("sync")
+    daemon = bench.daemon(disk.mount, volume=False)
+    daemon.start()
+    daemon.wait_ready()
+    daemon.sync()
+    high = daemon.memory_high_kib() / 1024
+    walls, restarted = [], 0.0
+    for _ in range(bench.rounds):
+        daemon.stop()
+        start = time.monotonic()
+        daemon.start()
+        daemon.wait_ready()
+        daemon.sync()
+        walls.append(time.monotonic() - start)
+        restarted = max(restarted, daemon.memory_high_kib() / 1024)
+    daemon.stop()
+    daemon.remove()
+    bench.drop_disk("fresh")
+    note(f"{count:,} files: {high:.0f} MiB adopting, {restarted:.0f} MiB later, start-up {walls}")
+    return high, restarted, median(walls)
+
+
+def memory(bench: Bench) -> list[Row]:
+    if bench.baselines:
+        return []
+    _, _, quarter = examine(bench, 250_000)
+    high, restarted, whole = examine(bench, 1_000_000)
+    factor = whole / quarter
+    return [
+        Row(
+            "memory of hsmd with 1 M files (VmHWM: adopting them; after a restart)", "",
+            f"≤ {MEMORY_GOAL_MIB} MiB", f"{high:.0f} MiB; {restarted:.0f} MiB", max(high, restarted) <= MEMORY_GOAL_MIB,
+        ),
+        Row(
+            "start-up examination of 1 M files, warm", "", f"≤ {STARTUP_GOAL_S:.0f} s",
+            f"{whole:.1f} s", whole <= STARTUP_GOAL_S,
+        ),
+        Row(
+            "the same, linear in the number of files", f"250,000 files: {quarter:.1f} s",
+            f"≤ {LINEAR_GOAL} x for 4 x the files", f"{factor:.1f} x", factor <= LINEAR_GOAL,
+        ),
+    ]
+
+
+class Durable:
+    """Follows `tierctl events --json` and notes when each path became durable."""
+
+    def __init__(self, daemon):
+        command = [str(daemon.binaries / "tierctl"), "--config", str(daemon.config), "events", "--json"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        self.seen: dict[str, float] = {}
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            arrived = time.time()
+            event = json.loads(line)
+            if event.get("event") != "durable":
+                continue
+            for path in event.get("paths", []):
+                self.seen.setdefault(Path(path).name, arrived)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def latency(bench: Bench) -> list[Row]:
+    """Small files written at random moments, about ten a second, each followed to durability."""
+    if bench.baselines:
+        return []
+    disk = bench.disk("fresh", "2G")
+    daemon = bench.daemon(disk.mount, volume=True)
+    daemon.start()
+    daemon.wait_ready()
+    daemon.sync()
+    durable = Durable(daemon)
+    time.sleep(1)
+    rng, written = random.Random(3), {}
+    for number in range(400):
+        name = f"small-{number}"
+        start = time.time()
+        (disk.mount / name).write_bytes(os.urandom(2000))
+        written[name] = start
+        time.sleep(rng.uniform(0.02, 0.18))
+    time.sleep(3)
+    durable.stop()
+    daemon.stop()
+    daemon.remove()
+    bench.drop_disk("fresh")
+    waits = sorted(durable.seen[name] - start for name, start in written.items() if name in durable.seen)
+    missing = len(written) - len(waits)
+    if missing:
+        raise RuntimeError(f"{missing} of {len(written)} changes were never reported as durable")
+    p50, p99 = waits[len(waits) // 2], waits[int(len(waits) * 0.99)]
+    return [
+        Row(
+            "change to durable in the spool, ten changes a second", "", f"p99 ≤ {LATENCY_GOAL_S:.0f} s",
+            f"p50 {p50 * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms", p99 <= LATENCY_GOAL_S,
+        )
+    ]
+
+
+def idle(bench: Bench) -> list[Row]:
+    if bench.baselines:
+        return []
+    disk = bench.disk("fresh", "3G")
+    make_files(disk.mount, 50_000)
+    daemon = bench.daemon(disk.mount, volume=True)
+    daemon.start()
+    daemon.wait_ready()
+    daemon.sync("--to", "media")
+    time.sleep(3)
+    before = daemon.cpu_seconds()
+    time.sleep(IDLE_SECONDS)
+    percent = (daemon.cpu_seconds() - before) / IDLE_SECONDS * 100
+    daemon.stop()
+    daemon.remove()
+    bench.drop_disk("fresh")
+    return [
+        Row(
+            f"CPU of hsmd on an idle filesystem (50,000 files, {IDLE_SECONDS} s)", "", "none that top can show",
+            f"{percent:.2f} %", percent <= IDLE_GOAL_PERCENT,
+        )
+    ]

@@ -1,0 +1,12 @@
+//! Support for the tests of the whole system: real filesystems, the daemon, workloads, and a
+//! comparison that shares no code with what it checks.
+
+pub mod changes;
+pub mod compare;
+pub mod home;
+pub mod loopfs;
+pub mod program;
+pub mod report;
+pub mod sys;
+pub mod system;
+pub mod workload;

@@ -1,0 +1,206 @@
+//! Real filesystems in image files on loop devices. Root is needed.
+//!
+//! A [`LoopFs`] is unmounted lazily and its image removed when it is dropped, also after a panic;
+//! what a killed run leaves, the next one clears away (see [`crate::home`]).
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::mount::umount;
+
+use crate::home::Home;
+
+/// Enough for all but the tests that write much; the least of mkfs.xfs is 300 MiB.
+pub const SMALL_BYTES: u64 = 512 << 20;
+
+/// For workloads that write all the time: a btrfs that is half full spends minutes on making room.
+pub const ROOMY_BYTES: u64 = 4 << 30;
+
+/// The filesystems that hsmd watches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// ext4, with the block size of large disks.
+    Ext4,
+    /// xfs.
+    Xfs,
+    /// btrfs.
+    Btrfs,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Ext4, Self::Xfs, Self::Btrfs];
+
+    /// The name that mount(8) knows.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+            Self::Btrfs => "btrfs",
+        }
+    }
+
+    fn mkfs_options(self) -> &'static [&'static str] {
+        match self {
+            // Small images get 1 KiB blocks otherwise.
+            Self::Ext4 => &["-F", "-q", "-b", "4096"],
+            Self::Xfs | Self::Btrfs => &["-f", "-q"],
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A mounted filesystem of its own.
+pub struct LoopFs {
+    kind: Kind,
+    root: PathBuf,
+    image: PathBuf,
+    home: Home,
+}
+
+impl LoopFs {
+    /// Makes and mounts one of the given size (sparse).
+    pub fn new(kind: Kind, bytes: u64) -> Self {
+        Self::with_options(kind, bytes, &[])
+    }
+
+    /// Makes and mounts one of [`SMALL_BYTES`].
+    pub fn small(kind: Kind) -> Self {
+        Self::new(kind, SMALL_BYTES)
+    }
+
+    /// Makes one with further arguments of mkfs.
+    pub fn with_options(kind: Kind, bytes: u64, options: &[&str]) -> Self {
+        let home = Home::for_images();
+        let image = home.at("image");
+        File::create(&image)
+            .and_then(|file| file.set_len(bytes))
+            .expect("an image file");
+        let mut mkfs = Command::new(format!("mkfs.{kind}"));
+        mkfs.args(kind.mkfs_options()).args(options).arg(&image);
+        must(&mut mkfs);
+        let fs = Self {
+            kind,
+            root: home.dir("mnt"),
+            image,
+            home,
+        };
+        fs.mount();
+        fs
+    }
+
+    /// Which filesystem it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Where it is mounted.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A path on it.
+    pub fn at(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// A directory beside it, not on it.
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.home.dir(name)
+    }
+
+    /// Its image file.
+    pub fn image(&self) -> &Path {
+        &self.image
+    }
+
+    /// Mounts it (again).
+    pub fn mount(&self) {
+        must(Command::new("mount").args([
+            OsStr::new("-o"),
+            OsStr::new("loop"),
+            self.image.as_os_str(),
+            self.root.as_os_str(),
+        ]));
+    }
+
+    /// Unmounts it; waits for programs that just end.
+    pub fn unmount(&self) {
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            match umount(&self.root) {
+                Ok(()) => return,
+                Err(Errno::EBUSY) if Instant::now() < end => {
+                    thread::sleep(Duration::from_millis(50));
+                }
+                Err(e) => panic!("umount {}: {e}", self.root.display()),
+            }
+        }
+    }
+
+    /// Makes it an empty filesystem, with another UUID: the disk has died.
+    pub fn replace(&self) {
+        self.unmount();
+        let bytes = fs::metadata(&self.image).expect("the image").len();
+        fs::remove_file(&self.image).expect("to remove the image");
+        File::create(&self.image)
+            .and_then(|file| file.set_len(bytes))
+            .expect("an image file");
+        let mut mkfs = Command::new(format!("mkfs.{}", self.kind));
+        must(mkfs.args(self.kind.mkfs_options()).arg(&self.image));
+        self.mount();
+    }
+}
+
+/// Runs a program that must succeed; gives what it printed.
+pub fn must(command: &mut Command) -> String {
+    let output = command
+        .output()
+        .unwrap_or_else(|e| panic!("{}: {e}: install it", command.get_program().display()));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{command:?}: {} (root is needed)\n{text}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::home::mounts_below;
+
+    #[test]
+    fn each_kind_is_mounted_and_goes_with_its_owner() {
+        for kind in Kind::ALL {
+            let fs = LoopFs::small(kind);
+            fs::write(fs.at("file"), "here").expect("a file");
+            fs.unmount();
+            assert!(!fs.at("file").exists());
+            fs.mount();
+            assert_eq!(fs::read(fs.at("file")).expect("the file"), b"here");
+            fs.replace();
+            assert!(!fs.at("file").exists());
+            let home = fs.home.path().to_owned();
+            // A process that still uses it must not keep its owner from going.
+            let open = File::create(fs.at("open")).expect("a file");
+            drop(fs);
+            drop(open);
+            assert!(!home.exists());
+            assert_eq!(mounts_below(&home).expect("mounts"), Vec::<PathBuf>::new());
+        }
+    }
+}

@@ -1,0 +1,453 @@
+//! The whole system on one machine: a watched filesystem, spool, catalog, pools of volumes, and the
+//! daemon that runs there.
+//!
+//! The daemon is killed when the fixture is dropped, and what it said is printed if the test fails.
+//! It dies with the thread that started it, so [`System::start`] belongs on the test's own thread.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::compare::{Tree, differences, listing};
+use crate::home::Home;
+use crate::loopfs::{Kind, LoopFs, SMALL_BYTES};
+use crate::program::{LIMIT, Ran, Running, locate, run};
+use crate::report::say;
+
+/// How a [`System`] is made.
+pub struct Setup {
+    kind: Kind,
+    bytes: u64,
+    pools: usize,
+    settings: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// One pool with one volume, small segments, no sweep unless it is asked for.
+    pub fn new(kind: Kind) -> Self {
+        let setup = Self {
+            kind,
+            bytes: SMALL_BYTES,
+            pools: 1,
+            settings: Vec::new(),
+        };
+        setup
+            .with("segment_bytes", "\"4MiB\"")
+            .with("sweep_interval", "\"1d\"")
+    }
+
+    /// The watched filesystem's size.
+    #[must_use]
+    pub fn bytes(mut self, bytes: u64) -> Self {
+        self.bytes = bytes;
+        self
+    }
+
+    /// So many pools, of one volume each.
+    #[must_use]
+    pub fn pools(mut self, pools: usize) -> Self {
+        self.pools = pools;
+        self
+    }
+
+    /// A key of the configuration and its value, as TOML; the last one given counts.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: &str) -> Self {
+        self.settings.retain(|(other, _)| other != key);
+        self.settings.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Makes everything but starts nothing.
+    pub fn build(self) -> System {
+        let home = Home::new();
+        let mut system = System {
+            daemon: None,
+            fs: LoopFs::new(self.kind, self.bytes),
+            home,
+            bytes: self.bytes,
+            settings: self.settings,
+            pools: Vec::new(),
+            asked: AtomicU64::new(0),
+        };
+        for number in 0..self.pools {
+            let volume = system.home.dir(&format!("pool{number}/vol0"));
+            system.pools.push(vec![volume]);
+        }
+        system.write_config();
+        system
+    }
+
+    /// Makes everything and starts the daemon.
+    pub fn start(self) -> System {
+        let mut system = self.build();
+        system.start();
+        system
+    }
+}
+
+/// A watched filesystem with all that belongs to it.
+pub struct System {
+    daemon: Option<Running>,
+    fs: LoopFs,
+    home: Home,
+    bytes: u64,
+    settings: Vec<(String, String)>,
+    pools: Vec<Vec<PathBuf>>,
+    asked: AtomicU64,
+}
+
+impl System {
+    // ---- places ---------------------------------------------------------------------------------
+
+    /// The watched filesystem.
+    pub fn fs(&self) -> &LoopFs {
+        &self.fs
+    }
+
+    /// Where the watched filesystem is mounted.
+    pub fn root(&self) -> &Path {
+        self.fs.root()
+    }
+
+    /// A path on the watched filesystem.
+    pub fn at(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.fs.at(name)
+    }
+
+    /// A directory for everything else, on the machine's own disk.
+    pub fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> PathBuf {
+        self.home.at("hsmd.toml")
+    }
+
+    /// The spool.
+    pub fn spool(&self) -> PathBuf {
+        self.home.at("spool")
+    }
+
+    /// The catalog's file.
+    pub fn catalog(&self) -> PathBuf {
+        self.home.at("state/catalog.db")
+    }
+
+    /// The volumes of one pool.
+    pub fn volumes(&self, pool: usize) -> Vec<PathBuf> {
+        self.pools[pool].clone()
+    }
+
+    /// The volumes of all pools.
+    pub fn all_volumes(&self) -> Vec<PathBuf> {
+        self.pools.concat()
+    }
+
+    // ---- configuration --------------------------------------------------------------------------
+
+    /// Changes a key of the configuration; the daemon reads it when it starts.
+    pub fn set(&mut self, key: &str, value: &str) {
+        self.settings.retain(|(other, _)| other != key);
+        self.settings.push((key.to_owned(), value.to_owned()));
+        self.write_config();
+    }
+
+    /// Replaces the volumes of a pool; a new pool where there was none.
+    pub fn set_volumes(&mut self, pool: usize, volumes: Vec<PathBuf>) {
+        if pool == self.pools.len() {
+            self.pools.push(Vec::new());
+        }
+        self.pools[pool] = volumes;
+        self.write_config();
+    }
+
+    /// Puts another filesystem under the daemon, which must not run.
+    pub fn move_to(&mut self, fs: LoopFs) {
+        assert!(self.daemon.is_none(), "stop the daemon first");
+        self.fs = fs;
+        self.write_config();
+    }
+
+    /// The configuration's text with some lines replaced: of each key the last value counts.
+    pub fn config_text(&self, changed: &[(&str, &str)]) -> String {
+        let paths = [
+            ("mount", self.root().to_owned()),
+            ("spool", self.spool()),
+            ("catalog", self.catalog()),
+            ("socket", self.home.at("hsmd.sock")),
+        ];
+        let mut keys: Vec<(String, String)> = paths
+            .iter()
+            .map(|(key, path)| ((*key).to_owned(), quoted(path)))
+            .chain(self.settings.iter().cloned())
+            .collect();
+        for (key, value) in changed {
+            keys.push(((*key).to_owned(), (*value).to_owned()));
+        }
+        // Of a key that is given twice the last value counts.
+        let keys: BTreeMap<String, String> = keys.into_iter().collect();
+        let mut text = String::new();
+        for (key, value) in keys {
+            let _ = writeln!(text, "{key} = {value}");
+        }
+        for (number, volumes) in self.pools.iter().enumerate() {
+            let _ = write!(
+                text,
+                "[[pool]]\nname = \"pool{number}\"\nvolumes = {volumes:?}\n"
+            );
+        }
+        text
+    }
+
+    fn write_config(&self) {
+        self.home.dir("answers");
+        self.home.dir("spool");
+        self.home.dir("state");
+        fs::write(self.config(), self.config_text(&[])).expect("the configuration");
+    }
+
+    // ---- the daemon -------------------------------------------------------------------------------
+
+    /// Starts the daemon and waits until it answers.
+    pub fn start(&mut self) {
+        if let Err(ran) = self.try_start() {
+            panic!("hsmd does not start: {ran}");
+        }
+    }
+
+    /// Starts the daemon and waits until it answers; gives what it said if it ends instead.
+    pub fn try_start(&mut self) -> Result<(), Ran> {
+        assert!(self.daemon.is_none(), "the daemon runs already");
+        let mut daemon = self.spawn();
+        let end = Instant::now() + LIMIT;
+        loop {
+            if self.tierctl(&["status", "--json"]).code == 0 {
+                self.daemon = Some(daemon);
+                return Ok(());
+            }
+            if let Some(ran) = daemon.wait(Duration::from_millis(20)) {
+                return Err(ran);
+            }
+            assert!(
+                Instant::now() < end,
+                "hsmd does not become ready: {}",
+                daemon.kill()
+            );
+        }
+    }
+
+    /// Starts the daemon without waiting for anything.
+    pub fn start_unready(&mut self) {
+        assert!(self.daemon.is_none(), "the daemon runs already");
+        self.daemon = Some(self.spawn());
+    }
+
+    fn spawn(&self) -> Running {
+        let mut command = Command::new(locate("hsmd"));
+        command.arg("--config").arg(self.config());
+        Running::start(command, self.home.path(), "hsmd")
+    }
+
+    /// The daemon's process, which must have been started.
+    pub fn daemon(&mut self) -> &mut Running {
+        self.daemon.as_mut().expect("the daemon was started")
+    }
+
+    /// Kills the daemon.
+    pub fn kill9(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill();
+        }
+    }
+
+    /// Stops the daemon with SIGTERM; it must end in time and with status 0.
+    pub fn stop(&mut self) {
+        let Some(mut daemon) = self.daemon.take() else {
+            return;
+        };
+        daemon.signal(Signal::SIGTERM);
+        match daemon.wait(Duration::from_mins(1)) {
+            Some(ran) => assert_eq!(ran.code, 0, "SIGTERM: {ran}"),
+            None => panic!("hsmd does not stop at SIGTERM: {}", daemon.kill()),
+        }
+    }
+
+    /// Stops the daemon and starts it again.
+    pub fn restart(&mut self) {
+        self.stop();
+        self.start();
+    }
+
+    /// Keeps the daemon from running.
+    pub fn pause(&mut self) {
+        self.daemon().signal(Signal::SIGSTOP);
+    }
+
+    /// Lets the daemon run on.
+    pub fn resume(&mut self) {
+        self.daemon().signal(Signal::SIGCONT);
+    }
+
+    // ---- tierctl and replay -------------------------------------------------------------------------
+
+    /// Asks the daemon something.
+    pub fn tierctl(&self, words: &[&str]) -> Ran {
+        let mut command = Command::new(locate("tierctl"));
+        command.arg("--config").arg(self.config()).args(words);
+        let mut running = Running::start(command, self.home.path(), &self.answer_name());
+        match running.wait(LIMIT) {
+            Some(ran) => ran,
+            None => panic!("hangs: {}\n{}", running.kill(), self.portrait()),
+        }
+    }
+
+    /// A name for the files that take one answer.
+    fn answer_name(&self) -> String {
+        let number = self.asked.fetch_add(1, Ordering::Relaxed);
+        format!("answers/{number}")
+    }
+
+    /// What the daemon is at, for the report of a hang: its status and what its threads wait for.
+    fn portrait(&self) -> String {
+        let mut text = String::new();
+        let mut command = Command::new(locate("tierctl"));
+        command.arg("--config").arg(self.config()).arg("status");
+        let mut status = Running::start(command, self.home.path(), &self.answer_name());
+        if let Some(ran) = status.wait(Duration::from_secs(10)) {
+            let _ = writeln!(text, "{ran}");
+        }
+        let pid = self
+            .daemon
+            .as_ref()
+            .map_or(0, |daemon| daemon.pid().as_raw());
+        for task in fs::read_dir(format!("/proc/{pid}/task"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let read = |name: &str| fs::read_to_string(task.path().join(name)).unwrap_or_default();
+            let stack = read("stack");
+            let top: Vec<&str> = stack.lines().take(4).collect();
+            let _ = writeln!(text, "{}: {}", read("comm").trim_end(), top.join(" "));
+        }
+        text
+    }
+
+    /// What `tierctl status` knows.
+    pub fn status(&self) -> Value {
+        self.tierctl(&["status", "--json"]).done().json()
+    }
+
+    /// Waits until the status is as wanted.
+    pub fn wait_for(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let end = Instant::now() + Duration::from_mins(1);
+        loop {
+            let status = self.status();
+            if wanted(&status) {
+                return status;
+            }
+            assert!(Instant::now() < end, "{what}: never so: {status:#}");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// `tierctl sync` with these arguments; gives the LSN up to which all is safe.
+    pub fn sync(&self, arguments: &[&str]) -> u64 {
+        let mut words = vec!["sync", "--json"];
+        words.extend(arguments);
+        let answer = self.tierctl(&words).done().json();
+        answer["lsn"].as_u64().unwrap_or(0)
+    }
+
+    /// Everything is on the volumes that was changed before, also what raised no event.
+    pub fn sync_all(&self) -> u64 {
+        self.sync(&["--to", "media", "--sweep"])
+    }
+
+    /// Runs replay from volumes.
+    pub fn replay_from(&self, volumes: &[PathBuf], to: &Path, more: &[&str]) -> Ran {
+        run(self.replay_command(volumes, to, more))
+    }
+
+    /// The command that [`System::replay_from`] runs.
+    pub fn replay_command(&self, volumes: &[PathBuf], to: &Path, more: &[&str]) -> Command {
+        let mut command = Command::new(locate("replay"));
+        for volume in volumes {
+            command.arg("--from").arg(volume);
+        }
+        command.arg("--to").arg(to).args(more);
+        command
+    }
+
+    /// An empty filesystem as large as the watched one.
+    pub fn fresh(&self) -> LoopFs {
+        LoopFs::new(self.fs.kind(), self.bytes)
+    }
+
+    /// Replays the first pool's volumes onto a fresh filesystem; everything must come back.
+    pub fn replay_to_fresh(&self, more: &[&str]) -> LoopFs {
+        let fresh = self.fresh();
+        let _ = self
+            .replay_from(&self.volumes(0), fresh.root(), more)
+            .done();
+        fresh
+    }
+
+    /// The proof: everything synced, replayed from the media, and compared.
+    pub fn check(&self, context: &str) {
+        self.sync_all();
+        let fresh = self.replay_to_fresh(&[]);
+        let found = differences(&Tree::read(self.root()), &Tree::read(fresh.root()));
+        for difference in found.iter().take(3) {
+            self.tell_history(&self.at(&difference.path), &fresh.at(&difference.path));
+        }
+        assert!(found.is_empty(), "{context}: {}", listing(&found));
+    }
+
+    /// What is known of a file that does not come back.
+    fn tell_history(&self, path: &Path, replayed: &Path) {
+        let text = path.to_string_lossy();
+        let mut stat = Command::new("stat");
+        stat.args([path, replayed]);
+        say(format_args!("{}", run(stat)));
+        say(format_args!("{}", self.tierctl(&["state", &text])));
+        say(format_args!("{}", self.tierctl(&["log", "list", &text])));
+        let mut cmp = Command::new("sh");
+        cmp.args([
+            "-c",
+            "cmp -l \"$0\" \"$1\" | head -n 5; cmp -l \"$0\" \"$1\" | wc -l",
+        ]);
+        cmp.args([path, replayed]);
+        say(format_args!("{}", run(cmp)));
+    }
+}
+
+/// A path as a TOML string.
+fn quoted(path: &Path) -> String {
+    format!("\"{}\"", path.display())
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        let said = self.daemon.take().map(|mut daemon| daemon.kill());
+        if thread::panicking() {
+            match said {
+                Some(ran) => say(format_args!("the daemon, killed at the test's end: {ran}")),
+                None => say(format_args!(
+                    "the daemon said:\n{}",
+                    fs::read_to_string(self.home.at("hsmd.err")).unwrap_or_default()
+                )),
+            }
+        }
+    }
+}
