@@ -77,7 +77,7 @@ impl From<examiner::Error> for Error {
 pub enum Asked {
     /// Operations, logged as they are.
     Ops(Vec<Op>),
-    /// A volume was found at a place; logged where it is new.
+    /// A volume was found at a place where the log does not know it.
     Volume {
         /// Its serial.
         serial: String,
@@ -258,12 +258,7 @@ impl Committer {
                 Asked::Ops(more) => ops.extend(more),
                 Asked::Copy(copy) => self.parts.catalog.set_copy(&copy)?,
                 Asked::Volume { serial, pool, path } => {
-                    let key = crate::daemon::place_key(&path);
-                    self.parts.catalog.set_meta(&key, Some(serial.as_bytes()))?;
-                    let volumes = self.parts.catalog.queries().volumes()?;
-                    if !volumes.iter().any(|row| row.volume.serial == serial) {
-                        ops.push(crate::daemon::volume_op(&serial, &pool));
-                    }
+                    ops.push(crate::daemon::volume_op(serial, pool, &path));
                 }
             }
             self.local = true;

@@ -6,8 +6,10 @@
 mod open;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use tierfs::catalog::{Catalog, CopyRow};
+use tierfs::catalog::{Catalog, CopyRow, VolumeRow};
 use tierfs::disk::RealDisk;
 use tierfs::record::{Op, Volume as VolumeRecord};
 use tierfs::spool::Spool;
@@ -40,8 +42,6 @@ use crate::sys::mount::{Mount, PrivateMount, mount_of};
 
 /// Bundles on their way to the committer; each holds at most a frame.
 const BUNDLES: usize = 8;
-/// Where the catalog remembers which volume was seen at a place.
-const PLACE_KEY: &str = "volume at ";
 
 /// Why the daemon does not start, or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -522,35 +522,33 @@ fn start_server(
         .map_err(|error| refuse(socket.display(), error, "see the message"))
 }
 
-/// Volumes that were seen at the configured places.
+/// Serials of the volumes that were last seen at the configured places, as the log knows them.
 fn known_places(
     catalog: &Catalog,
     config: &Config,
 ) -> Result<BTreeMap<PathBuf, String>, tierfs::catalog::Error> {
+    let mut rows = catalog.queries().volumes()?;
+    rows.sort_by_key(|row| row.lsn);
     let mut known = BTreeMap::new();
-    for path in config.volumes() {
-        if let Some(serial) = catalog.queries().meta(&place_key(path))? {
-            known.insert(
-                path.to_owned(),
-                String::from_utf8_lossy(&serial).into_owned(),
-            );
+    for VolumeRow { volume, .. } in rows {
+        let place = volume
+            .place
+            .map(|place| PathBuf::from(OsString::from_vec(place)));
+        if let Some(path) = place.filter(|place| config.volumes().any(|path| path == place)) {
+            known.insert(path, volume.serial);
         }
     }
     Ok(known)
 }
 
-/// The catalog's local key for the volume seen at a place.
-pub fn place_key(path: &Path) -> String {
-    format!("{PLACE_KEY}{}", path.display())
-}
-
 /// What a volume's joining a pool is in the log.
-pub fn volume_op(serial: &str, pool: &str) -> Op {
+pub fn volume_op(serial: String, pool: String, place: &Path) -> Op {
     Op::Volume(VolumeRecord {
-        serial: serial.to_owned(),
-        pool: pool.to_owned(),
+        serial,
+        pool,
         backend: "directory".to_owned(),
         state: "filling".to_owned(),
+        place: Some(place.as_os_str().as_bytes().to_vec()),
     })
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use hsm_tests::changes;
-use hsm_tests::compare::{Tree, assert_equal};
+use hsm_tests::compare::{Tree, assert_equal, ignore_holes};
 use hsm_tests::loopfs::{Kind, ROOMY_BYTES};
 use hsm_tests::report::say;
 use hsm_tests::system::{Setup, System};
@@ -22,6 +22,7 @@ fn digest(system: &System) -> String {
 }
 
 fn grown(kind: Kind) -> System {
+    ignore_holes();
     let system = Setup::new(kind)
         .bytes(ROOMY_BYTES)
         .with("segment_bytes", "\"1MiB\"")
@@ -163,5 +164,47 @@ fn a_damaged_catalog_is_noticed_or_rebuilt() {
         &tree,
         &Tree::read(fresh.root()),
         "after damage to the catalog",
+    );
+}
+
+/// The disk of a volume is not mounted: where it belongs is still known, and its mount point is left
+/// alone.
+#[test]
+fn a_rebuilt_catalog_knows_where_volumes_belong() {
+    let mut system = Setup::new(Kind::Ext4).pools(2).start();
+    fs::write(system.at("before"), "x").expect("a file");
+    system.sync_all();
+    system.stop();
+    let volume = system.volumes(1)[0].clone();
+    let away = volume.with_extension("away");
+    fs::rename(&volume, &away).expect("to take it away");
+    fs::create_dir(&volume).expect("the mount point");
+    remove_catalog(&system.catalog());
+    let _ = system.tierctl(&["catalog", "rebuild"]).done();
+    system.start();
+    fs::write(system.at("after"), "y").expect("a file");
+    let lsn = system.sync(&[]);
+    let status = system.wait_for("pool 0 has it, pool 1 waits", |status| {
+        status["pools"][0]["copied_lsn"].as_u64() >= Some(lsn)
+            && status["pools"][1]["waiting"].is_object()
+    });
+    assert!(
+        status["pools"][1].to_string().contains("belongs there"),
+        "{status:#}"
+    );
+    let left = fs::read_dir(&volume).expect("the mount point").count();
+    assert_eq!(left, 0, "the mount point of a missing disk was used");
+
+    fs::remove_dir(&volume).expect("an empty directory");
+    fs::rename(&away, &volume).expect("to bring it back");
+    system.sync_all();
+    let fresh = system.fresh();
+    let _ = system
+        .replay_from(&system.volumes(1), fresh.root(), &[])
+        .done();
+    assert_equal(
+        &Tree::read(system.root()),
+        &Tree::read(fresh.root()),
+        "from the volume that came back",
     );
 }

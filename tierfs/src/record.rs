@@ -434,6 +434,9 @@ cbor_map! {
         4 => backend: String,
         /// "filling", "full", "retired", "damaged" and so on.
         6 => state: String,
+        /// Where it stood, a path of the daemon's machine: an empty directory there is a disk that is
+        /// not mounted, not a new volume.
+        7 => place: Option<Vec<u8>>,
     }
 }
 

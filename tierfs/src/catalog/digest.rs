@@ -24,7 +24,7 @@ const CURRENT: &[(&str, &str)] = &[
     ),
     (
         "volume",
-        "SELECT serial, max(lsn), pool, backend, state FROM volume GROUP BY serial ORDER BY serial",
+        "SELECT serial, max(lsn), pool, backend, state, place FROM volume GROUP BY serial ORDER BY serial",
     ),
     (
         "inode",
@@ -57,7 +57,7 @@ const PAST: &[(&str, &str)] = &[
     ),
     (
         "volumes",
-        "SELECT serial, lsn, pool, backend, state FROM volume ORDER BY serial, lsn",
+        "SELECT serial, lsn, pool, backend, state, place FROM volume ORDER BY serial, lsn",
     ),
     (
         "inode_old",

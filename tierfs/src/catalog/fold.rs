@@ -239,8 +239,9 @@ impl<'f, 'c, 't> Fold<'f, 'c, 't> {
             pool,
             backend,
             state,
+            place,
         } = volume;
-        let row = params![serial, self.txn.lsn, pool, backend, state];
+        let row = params![serial, self.txn.lsn, pool, backend, state, place];
         self.stmts.run(Sql::InsertVolume, row)?;
         Ok(())
     }

@@ -186,7 +186,7 @@ impl<'c> Queries<'c> {
     /// The last state of each volume, by serial.
     pub fn volumes(self) -> Result<Vec<VolumeRow>, Error> {
         self.list(
-            "SELECT serial, pool, backend, state, max(lsn) FROM volume GROUP BY serial ORDER BY serial",
+            "SELECT serial, pool, backend, state, place, max(lsn) FROM volume GROUP BY serial ORDER BY serial",
             [],
             |row| {
                 Ok(VolumeRow {
@@ -195,8 +195,9 @@ impl<'c> Queries<'c> {
                         pool: row.get(1)?,
                         backend: row.get(2)?,
                         state: row.get(3)?,
+                        place: row.get(4)?,
                     },
-                    lsn: row.get(4)?,
+                    lsn: row.get(5)?,
                 })
             },
         )

@@ -39,7 +39,7 @@ statements! {
     UnbindAll = "UPDATE inode SET handle = NULL, ino = NULL WHERE handle IS NOT NULL";
     ForgetAllSeen = "DELETE FROM local_seen";
     DropVolumes = "DELETE FROM volume WHERE serial = ?1";
-    InsertVolume = "INSERT OR REPLACE INTO volume VALUES (?1, ?2, ?3, ?4, ?5)";
+    InsertVolume = "INSERT OR REPLACE INTO volume VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
     IsGone = "SELECT 1 FROM gone WHERE file = ?1";
     InsertGone = "INSERT INTO gone VALUES (?1, ?2)";
     GetNode = "SELECT kind, size, content_lsn, lsn FROM inode WHERE file = ?1";

@@ -376,6 +376,7 @@ fn second_segment(author: &mut Author<'_>) {
             serial: "V0001".to_owned(),
             pool: "first".to_owned(),
             backend: "directory".to_owned(),
+            place: Some(b"/archive/V0001".to_vec()),
             state: "filling".to_owned(),
         }),
     ]);

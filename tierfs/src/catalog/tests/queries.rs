@@ -450,6 +450,7 @@ fn volumes_copies_and_local_values() {
     let volume = |state: &str| Volume {
         serial: "S1".into(),
         pool: "p".into(),
+        place: Some(b"/archive/vol1".to_vec()),
         backend: "directory".into(),
         state: state.into(),
     };

@@ -293,6 +293,7 @@ impl Writer<'_> {
             1 => Op::Volume(Volume {
                 serial: format!("S{}", self.choices.below(3)),
                 pool: "pool".into(),
+                place: None,
                 backend: "directory".into(),
                 state: format!("state {}", self.choices.below(3)),
             }),
