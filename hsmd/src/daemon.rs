@@ -5,10 +5,11 @@
 
 mod open;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -39,9 +40,13 @@ use crate::sweep;
 use crate::sys::fanotify::Group;
 use crate::sys::lease;
 use crate::sys::mount::{Mount, PrivateMount, mount_of};
+use crate::sys::pagecache::drop_cached;
 
 /// Bundles on their way to the committer; each holds at most a frame.
 const BUNDLES: usize = 8;
+/// Sealed segments that stay in the page cache for the flushers. The log is read once, by them: it must
+/// not push the watched files out of the cache, nor take fresh memory for every byte that it writes.
+const SEGMENTS_CACHED: usize = 2;
 
 /// Why the daemon does not start, or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -380,10 +385,17 @@ impl Threads {
         known: &BTreeMap<PathBuf, String>,
         asked: &Sender<Asked>,
     ) {
-        let due = board.clone();
+        let (due, spool) = (board.clone(), config.spool.clone());
         self.start("sealed", move || {
+            let mut cached = VecDeque::new();
             for segment in sealed {
                 due.add(Due::from(&segment));
+                cached.push_back(spool.join(&segment.file_name));
+                if cached.len() > SEGMENTS_CACHED
+                    && let Some(path) = cached.pop_front()
+                {
+                    let_cache_go(&path);
+                }
             }
             Ok(())
         });
@@ -520,6 +532,15 @@ fn start_server(
     };
     control::server::Server::start(options, service)
         .map_err(|error| refuse(socket.display(), error, "see the message"))
+}
+
+/// Gives back the memory in which the kernel keeps a segment's bytes. Whoever copies it later reads it
+/// from the disk.
+fn let_cache_go(path: &Path) {
+    // It may have left the spool already; and nothing but memory is lost where this fails.
+    if let Ok(file) = fs::File::open(path) {
+        let _ = drop_cached(file.as_fd(), 0, 0);
+    }
 }
 
 /// Serials of the volumes that were last seen at the configured places, as the log knows them.

@@ -35,6 +35,8 @@ const QUEUE: usize = 8;
 const OPEN_FILES_MAX: usize = 128;
 /// Stretches of large files that wait for the beginning of their writeback.
 const WRITTEN: usize = 64;
+/// Stretches that are being written back.
+const BEGUN: usize = 32;
 
 /// A file that several records fill.
 struct Large {
@@ -253,11 +255,20 @@ fn read_frames(jobs: &Receiver<Job>, to_write: &Sender<Loaded>) {
     }
 }
 
-/// Has the kernel begin writing while the rest is being fetched, so that the sync at the end is short.
+/// Has the kernel begin writing while the rest is being fetched, so that the sync at the end is short,
+/// and give back the memory of what is written: what large files need is not taken from everybody else.
 fn write_back(written: &Receiver<Stretch>, ended: &AtomicBool) {
+    let mut begun: VecDeque<Stretch> = VecDeque::new();
     while !ended.load(Ordering::Relaxed) {
-        if let Ok((fd, range)) = written.recv_timeout(Duration::from_millis(50)) {
-            crate::sys::start_writeback(&*fd, range.offset, range.len);
+        let Ok((fd, range)) = written.recv_timeout(Duration::from_millis(50)) else {
+            continue;
+        };
+        crate::sys::start_writeback(&*fd, range.offset, range.len);
+        begun.push_back((fd, range));
+        if begun.len() > BEGUN
+            && let Some((fd, range)) = begun.pop_front()
+        {
+            crate::sys::end_writeback(&*fd, range.offset, range.len);
         }
     }
 }

@@ -306,6 +306,25 @@ pub fn start_writeback(fd: impl AsFd, offset: u64, len: u64) {
     unsafe { libc::sync_file_range(fd, offset, len, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
+/// Waits until what [`start_writeback`] began is written, and gives back the memory in which the kernel
+/// keeps it. Advice as well: an error of the disk is what [`sync_filesystem`] tells.
+pub fn end_writeback(fd: impl AsFd, offset: u64, len: u64) {
+    let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {
+        return;
+    };
+    let wait = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+        | libc::SYNC_FILE_RANGE_WRITE
+        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: no memory is passed; the descriptor is open for the length of the call.
+    unsafe { libc::sync_file_range(fd.as_fd().as_raw_fd(), offset, len, wait) };
+    let _ = nix::fcntl::posix_fadvise(
+        fd,
+        offset,
+        len,
+        nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED,
+    );
+}
+
 /// Makes the whole filesystem of `fd` durable.
 pub fn sync_filesystem(fd: impl AsFd) -> io::Result<()> {
     Ok(nix::unistd::syncfs(fd)?)
