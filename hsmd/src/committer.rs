@@ -31,6 +31,8 @@ use crate::sys::mount::PrivateMount;
 
 /// Hints taken in one turn.
 const HINTS_PER_TURN: usize = 1000;
+/// How long due hints gather, unless there are that many: each turn is a transaction.
+const GATHER: Duration = Duration::from_millis(5);
 /// Examinations under way at most.
 const JOBS_MAX: usize = 2000;
 /// The catalog is committed at least this often while changes never pause.
@@ -143,6 +145,7 @@ pub struct Committer {
     local: bool,
     last_flush: Instant,
     flushed: Option<Lsn>,
+    next_take: Instant,
 }
 
 impl Committer {
@@ -164,6 +167,7 @@ impl Committer {
             local: false,
             last_flush: now,
             flushed: None,
+            next_take: now,
             parts,
         })
     }
@@ -228,7 +232,8 @@ impl Committer {
         let now = Instant::now();
         let hint = if self.examiner.under_way() < JOBS_MAX {
             let urgent = self.parts.shared.urgent.load(Ordering::Relaxed);
-            self.parts.shared.hints().next_due(urgent)
+            let due = self.parts.shared.hints().next_due(urgent);
+            due.map(|due| due.max(self.next_take))
         } else {
             None
         };
@@ -266,7 +271,11 @@ impl Committer {
         Ok(ops)
     }
 
-    fn take_hints(&self) -> Vec<Hint> {
+    fn take_hints(&mut self) -> Vec<Hint> {
+        let now = Instant::now();
+        if now < self.next_take {
+            return Vec::new();
+        }
         let room = JOBS_MAX.saturating_sub(self.examiner.under_way());
         let urgent = self.parts.shared.urgent.load(Ordering::Relaxed);
         let max = if self.one_by_one > 0 {
@@ -274,10 +283,11 @@ impl Committer {
         } else {
             HINTS_PER_TURN.min(room)
         };
-        self.parts
-            .shared
-            .hints()
-            .take_due(Instant::now(), max, urgent)
+        let taken = self.parts.shared.hints().take_due(now, max, urgent);
+        if taken.len() < max {
+            self.next_take = now + GATHER;
+        }
+        taken
     }
 
     // ---- the log -------------------------------------------------------------------------------

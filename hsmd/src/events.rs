@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -17,6 +18,10 @@ use crate::control::when::When;
 use crate::shared::Shared;
 use crate::sys;
 use crate::sys::fanotify::{BUFFER_BYTES, EntryRef, Event, Group, Mask};
+
+/// How long events gather before they are read. A reader that sleeps on the queue is woken by every
+/// event, at the cost of the program that caused it.
+const GATHER: Duration = Duration::from_millis(4);
 
 /// How to ask the reader for something.
 #[derive(Clone)]
@@ -102,15 +107,13 @@ impl EventReader {
         Ok(())
     }
 
+    /// Waits for an event, and then for more of them; a request ends both.
     fn wait(&self) -> Result<(), sys::Error> {
-        let mut fds = [
-            PollFd::new(self.group.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.bell.as_fd(), PollFlags::POLLIN),
-        ];
-        match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) | Err(nix::Error::EINTR) => Ok(()),
-            Err(error) => Err(sys::Error::call("poll", "the fanotify group", error)),
-        }
+        let bell = || PollFd::new(self.bell.as_fd(), PollFlags::POLLIN);
+        let group = PollFd::new(self.group.as_fd(), PollFlags::POLLIN);
+        let gather = PollTimeout::try_from(GATHER).unwrap_or(PollTimeout::ZERO);
+        poll_for(&mut [group, bell()], PollTimeout::NONE)?;
+        poll_for(&mut [bell()], gather)
     }
 
     /// Reads once; gives the number of events.
@@ -154,6 +157,13 @@ impl EventReader {
             total,
         });
         let _ = self.sweep.try_send(());
+    }
+}
+
+fn poll_for(fds: &mut [PollFd<'_>], timeout: PollTimeout) -> Result<(), sys::Error> {
+    match poll(fds, timeout) {
+        Ok(_) | Err(nix::Error::EINTR) => Ok(()),
+        Err(error) => Err(sys::Error::call("poll", "the fanotify group", error)),
     }
 }
 

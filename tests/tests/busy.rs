@@ -25,6 +25,15 @@ fn seconds() -> u64 {
     if full() { 60 } else { 6 }
 }
 
+/// Ends the writer, also where the test fails: its scope waits for it.
+struct StopAtEnd<'s>(&'s AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn write_database(path: &Path, stop: &AtomicBool) -> rusqlite::Result<i64> {
     let open = Connection::open(path)?;
     open.execute_batch(
@@ -62,13 +71,14 @@ fn a_database_that_is_written_all_the_time() {
     let path = system.at("orders.db");
     let stop = AtomicBool::new(false);
     let rows = thread::scope(|scope| {
+        let ended = StopAtEnd(&stop);
         let writer = scope.spawn(|| write_database(&path, &stop));
         for _ in 0..seconds() {
             thread::sleep(Duration::from_secs(1));
             // A sync must end although the writer does not.
             system.sync(&[]);
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(ended);
         writer.join().expect("the writer").expect("SQLite")
     });
     say(format_args!("{rows} rows"));
@@ -120,13 +130,14 @@ fn a_disk_image_with_random_writes() {
         .expect("logged_bytes");
     let (stop, written) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
+        let ended = StopAtEnd(&stop);
         let writer = scope.spawn(|| write_image(&file, &stop, &written));
         for _ in 0..seconds() {
             thread::sleep(Duration::from_secs(1));
             let status = system.status();
             say(format_args!("lag: {}", status["lag"]));
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(ended);
         writer.join().expect("the writer").expect("writes");
     });
     drop(file);

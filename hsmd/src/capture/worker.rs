@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -79,53 +79,62 @@ pub enum WorkError {
 /// The queue of jobs, shared by all workers.
 #[derive(Default)]
 pub struct JobQueue {
-    state: Mutex<(VecDeque<Job>, bool)>,
+    state: Mutex<Queued>,
     wake: Condvar,
+}
+
+#[derive(Default)]
+struct Queued {
+    jobs: VecDeque<Job>,
+    closed: bool,
+    /// Workers that wait and that nobody has woken, or a few more: waking costs a system call each time.
+    idle: usize,
 }
 
 impl JobQueue {
     /// Adds a job.
     pub fn push(&self, job: Job) {
-        self.state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .0
-            .push_back(job);
-        self.wake.notify_one();
+        let mut state = self.state();
+        state.jobs.push_back(job);
+        if state.idle > 0 {
+            state.idle -= 1;
+            self.wake.notify_one();
+        }
     }
 
     /// Lets the workers end once the queue is empty.
     pub fn close(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.0.clear();
-        state.1 = true;
+        let mut state = self.state();
+        state.jobs.clear();
+        state.closed = true;
         self.wake.notify_all();
     }
 
     /// The next job, at once.
     fn try_pop(&self) -> Option<Job> {
-        self.state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .0
-            .pop_front()
+        self.state().jobs.pop_front()
     }
 
     /// The next job; `None` where the queue is closed.
     fn pop(&self) -> Option<Job> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         loop {
-            if let Some(job) = state.0.pop_front() {
+            if let Some(job) = state.jobs.pop_front() {
                 return Some(job);
             }
-            if state.1 {
+            if state.closed {
                 return None;
             }
+            state.idle += 1;
             state = self
                 .wake
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    fn state(&self) -> MutexGuard<'_, Queued> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
