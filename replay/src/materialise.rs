@@ -287,15 +287,16 @@ impl Work<'_, '_> {
         tracing::debug!(directories, "directories are finished");
         self.sync()?;
         let root = self.target.dirs.root().clone();
-        let fail = |error| {
-            Error::target(
-                target.at(b""),
-                "removing the state of the replay from",
-                error,
-            )
+        let at_root =
+            |doing: &'static str| move |error| Error::target(target.at(b""), doing, error);
+        let remove = || {
+            let removed = state.remove(&root);
+            removed.map_err(at_root("removing the state of the replay from"))
         };
-        state.remove(&root).map_err(fail)?;
-        finish_dir(queries, target, &self.dirs.root().clone())?;
+        match dir_head(queries, &self.dirs.root().clone())? {
+            Some(head) => target.finish_root(&head, &root, remove)?,
+            None => remove()?,
+        }
         self.sync()?;
         self.made.directories = directories + 1;
         Ok(self.made)
@@ -333,17 +334,24 @@ fn make_without_data(target: &Target<'_>, head: &Head) -> Result<(), Error> {
     Ok(())
 }
 
-fn finish_dir(queries: Queries<'_>, target: &Target<'_>, dir: &Arc<Dir>) -> Result<(), Error> {
+/// What the log says of a directory.
+fn dir_head(queries: Queries<'_>, dir: &Arc<Dir>) -> Result<Option<Head>, Error> {
     let Some(inode) = queries.inode(dir.file)? else {
-        return Ok(());
+        return Ok(None);
     };
     let names = dir
         .place()
         .map(|(parent, name)| (parent.clone(), name.to_vec()));
-    let head = Head {
+    Ok(Some(Head {
         xattrs: queries.xattrs(dir.file)?,
         inode,
         names: names.into_iter().collect(),
+    }))
+}
+
+fn finish_dir(queries: Queries<'_>, target: &Target<'_>, dir: &Arc<Dir>) -> Result<(), Error> {
+    let Some(head) = dir_head(queries, dir)? else {
+        return Ok(());
     };
     match target.dirs.get(dir) {
         Ok(fd) => target.finish_dir(&head, &fd),

@@ -317,13 +317,41 @@ impl<'f> Target<'f> {
 
     /// Gives a directory, in which nothing is made any more, its attributes.
     pub fn finish_dir(&self, head: &Head, fd: &OwnedFd) -> Result<(), Error> {
-        // An earlier run may have frozen it.
+        self.thaw_resumed(head, fd)?;
+        self.set_attributes(head, fd)?;
+        self.freeze_dir(head, fd)
+    }
+
+    /// Gives the root its attributes, and lets `remove` take away what makes the replay unfinished. Who
+    /// is killed in between leaves a root that lacks its modification time and chattr flags only.
+    pub fn finish_root(
+        &self,
+        head: &Head,
+        fd: &OwnedFd,
+        remove: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.thaw_resumed(head, fd)?;
+        self.set_attributes(head, fd)?;
+        remove()?;
+        if let Err(error) =
+            checked_time(head.inode.mtime).and_then(|mtime| sys::set_mtime(fd, mtime))
+        {
+            self.attribute_lost(head, "mtime", error)?;
+        }
+        self.freeze_dir(head, fd)
+    }
+
+    /// An earlier run may have frozen it.
+    fn thaw_resumed(&self, head: &Head, fd: &OwnedFd) -> Result<(), Error> {
         if self.resumed
             && let Err(error) = thaw(fd)
         {
             self.attribute_lost(head, "chattr flags", error)?;
         }
-        self.set_attributes(head, fd)?;
+        Ok(())
+    }
+
+    fn freeze_dir(&self, head: &Head, fd: &OwnedFd) -> Result<(), Error> {
         if head.inode.flags.0 != 0 {
             self.set_flags(head, fd, head.inode.flags.0, sys::FLAGS_LOGGED)?;
         }
