@@ -44,7 +44,7 @@ test-full:
 	$(CARGO) build --workspace --locked --release --bins
 	HSM_ROUNDS=$(HSM_ROUNDS_FULL) HSM_FULL=1 \
 	    HSM_PYTHON=$$(tests/setup.sh python) HSM_BIN=$(abspath $(RELEASE)) \
-	    $(CARGO) nextest run --workspace --locked --release
+	    $(CARGO) nextest run --workspace --locked --release --profile full
 
 demo:
 	tests/setup.sh demo
