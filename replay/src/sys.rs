@@ -19,8 +19,7 @@ use tierfs::record::{Device, Kind};
 nix::ioctl_read!(fs_ioc_getflags, b'f', 1, libc::c_long);
 nix::ioctl_write_ptr!(fs_ioc_setflags, b'f', 2, libc::c_long);
 
-/// The chattr flags that are logged, as hsm-log.5 lists them: `c S i a d A m j D T C`.
-pub const FLAGS_LOGGED: u32 = 0x0083_44fc;
+pub use tierfs::record::FLAGS_LOGGED;
 /// Flags that forbid changing the file: given last of all.
 pub const FLAGS_FREEZING: u32 = 0x0000_0030;
 /// Flags that say how content is stored: given while a file is empty.

@@ -10,52 +10,64 @@ use std::str::FromStr;
 /// LSNs and segment numbers go up to here, so that every database can hold them.
 const NUMBER_LAST: u64 = i64::MAX.unsigned_abs();
 
-/// A transaction's number, given at its commit; dense from 1 within a log, below 2^63.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Lsn(NonZeroU64);
+/// A number that is dense from 1 and below 2^63.
+macro_rules! dense {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(NonZeroU64);
+
+        impl $name {
+            /// The first one of every log.
+            pub const FIRST: Self = Self(NonZeroU64::MIN);
+
+            /// `None` for 0 and beyond 2^63 - 1, which name nothing.
+            pub fn new(value: u64) -> Option<Self> {
+                NonZeroU64::new(value)
+                    .filter(|value| value.get() <= NUMBER_LAST)
+                    .map(Self)
+            }
+
+            /// The one that comes next.
+            #[must_use]
+            pub fn next(self) -> Self {
+                Self::new(self.0.get() + 1).unwrap_or(self)
+            }
+
+            /// The one before, `None` before the first.
+            pub fn prev(self) -> Option<Self> {
+                Self::new(self.0.get() - 1)
+            }
+
+            /// The plain number.
+            pub fn get(self) -> u64 {
+                self.0.get()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self.0)
+            }
+        }
+    };
+}
+
+dense! {
+    /// A transaction's number, given at its commit.
+    Lsn
+}
 
 impl Lsn {
-    /// The first transaction of every log.
-    pub const FIRST: Self = Self(NonZeroU64::MIN);
-
-    /// `None` for 0 and beyond 2^63 - 1, which name no transaction.
-    pub fn new(value: u64) -> Option<Self> {
-        NonZeroU64::new(value)
-            .filter(|value| value.get() <= NUMBER_LAST)
-            .map(Self)
-    }
-
-    /// The LSN of the next commit.
-    #[must_use]
-    pub fn next(self) -> Self {
-        Self::new(self.0.get() + 1).unwrap_or(self)
-    }
-
-    /// The LSN before this one, `None` before the first.
-    pub fn prev(self) -> Option<Self> {
-        Self::new(self.0.get() - 1)
-    }
-
-    /// The plain number.
-    pub fn get(self) -> u64 {
-        self.0.get()
-    }
-
     /// What comes after `last` (the first LSN where nothing came yet).
     pub fn after(last: Option<Self>) -> Self {
         last.map_or(Self::FIRST, Self::next)
-    }
-}
-
-impl fmt::Display for Lsn {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl fmt::Debug for Lsn {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Lsn({})", self.0)
     }
 }
 
@@ -128,37 +140,12 @@ impl fmt::Display for DataId {
     }
 }
 
-/// A segment's number, dense from 1 within a log.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SegmentNo(NonZeroU64);
+dense! {
+    /// A segment's number within a log.
+    SegmentNo
+}
 
 impl SegmentNo {
-    /// The first segment of every log.
-    pub const FIRST: Self = Self(NonZeroU64::MIN);
-
-    /// `None` for 0 and beyond 2^63 - 1, which name no segment.
-    pub fn new(value: u64) -> Option<Self> {
-        NonZeroU64::new(value)
-            .filter(|value| value.get() <= NUMBER_LAST)
-            .map(Self)
-    }
-
-    /// The number of the following segment.
-    #[must_use]
-    pub fn next(self) -> Self {
-        Self::new(self.0.get() + 1).unwrap_or(self)
-    }
-
-    /// The number of the segment before, `None` before the first.
-    pub fn prev(self) -> Option<Self> {
-        Self::new(self.0.get() - 1)
-    }
-
-    /// The plain number.
-    pub fn get(self) -> u64 {
-        self.0.get()
-    }
-
     /// The name of the sealed file: ten digits (more where needed) and `.hsm.zst`.
     pub fn file_name(self) -> String {
         format!("{:010}.hsm.zst", self.0)
@@ -180,18 +167,6 @@ impl SegmentNo {
     pub fn from_object_name(name: &str) -> Option<Self> {
         let no = Self::from_file_name(name.rsplit('/').next()?)?;
         (no.object_name() == name).then_some(no)
-    }
-}
-
-impl fmt::Display for SegmentNo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl fmt::Debug for SegmentNo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SegmentNo({})", self.0)
     }
 }
 

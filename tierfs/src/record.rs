@@ -67,6 +67,9 @@ impl Field for Kind {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
 pub struct Bits(pub u32);
 
+/// The chattr flags that are logged (`FS_*_FL`), as hsm-log.5 lists them: `c S i a d A m j D T C`.
+pub const FLAGS_LOGGED: u32 = 0x0083_44fc;
+
 impl Field for Bits {
     fn present(&self) -> bool {
         self.0 != 0

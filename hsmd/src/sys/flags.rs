@@ -52,6 +52,8 @@ pub const LOGGED: [NamedFlag; 11] = [
     flag('C', 0x0080_0000, "no copy on write (btrfs)"),
 ];
 
+const _: () = assert!(Flags::ALL.0 == tierfs::record::FLAGS_LOGGED);
+
 /// A set of the flags in [`LOGGED`]; it cannot hold others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Flags(u32);
