@@ -1,7 +1,7 @@
 //! Tables that describe the local disk and the volumes at hand. They are not part of the log, not part
 //! of the digest, and start empty after a rebuild.
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{OptionalExtension, Row, params};
 
 use super::rows::CopyRow;
 use super::sql::{Int, time_at};
@@ -88,15 +88,21 @@ impl Queries<'_> {
             "SELECT segment, serial, state, verified_s, verified_n FROM local_copy
              WHERE segment = ?1 ORDER BY serial",
             [segment],
-            |row| {
-                Ok(CopyRow {
-                    segment: row.get(0)?,
-                    serial: row.get(1)?,
-                    state: row.get(2)?,
-                    verified: time_at(row, 3)?,
-                })
-            },
+            copy_row,
         )
+    }
+
+    /// Calls `each` for every copy that is known.
+    pub fn for_each_copy(self, mut each: impl FnMut(CopyRow)) -> Result<(), Error> {
+        let mut stmt = self.prepare(
+            "SELECT segment, serial, state, verified_s, verified_n FROM local_copy
+             ORDER BY segment, serial",
+        )?;
+        let mut rows = stmt.query([]).map_err(|error| self.fail(error))?;
+        while let Some(row) = rows.next().map_err(|error| self.fail(error))? {
+            each(copy_row(row).map_err(|error| self.fail(error))?);
+        }
+        Ok(())
     }
 
     /// A value kept by [`Catalog::set_meta`].
@@ -106,4 +112,13 @@ impl Queries<'_> {
             .optional()
             .map_err(|error| self.fail(error))
     }
+}
+
+fn copy_row(row: &Row<'_>) -> rusqlite::Result<CopyRow> {
+    Ok(CopyRow {
+        segment: row.get(0)?,
+        serial: row.get(1)?,
+        state: row.get(2)?,
+        verified: time_at(row, 3)?,
+    })
 }

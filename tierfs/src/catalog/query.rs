@@ -246,13 +246,18 @@ impl<'c> Queries<'c> {
 
     /// How many files have a newest version that was read while it changed.
     pub fn fuzzy_count(self) -> Result<u64, Error> {
-        let count: Option<i64> =
-            self.one("SELECT count(*) FROM inode WHERE fuzzy <> 0", [], |row| {
-                row.get(0)
-            })?;
-        Ok(count
-            .and_then(|count| u64::try_from(count).ok())
-            .unwrap_or(0))
+        self.count("SELECT count(*) FROM inode WHERE fuzzy <> 0")
+    }
+
+    /// How many files have something that cannot be restored: content that could not be read, or
+    /// attributes that no other filesystem can be given.
+    pub fn unrestorable_count(self) -> Result<u64, Error> {
+        self.count("SELECT count(*) FROM inode WHERE unrestorable <> 0")
+    }
+
+    fn count(self, sql: &str) -> Result<u64, Error> {
+        let count: Option<u64> = self.one(sql, [], |row| int(row, 0))?;
+        Ok(count.unwrap_or(0))
     }
 
     /// The files without a name (open and unlinked, or `O_TMPFILE`), the root not among them.

@@ -255,7 +255,7 @@ pub struct CopyRow {
     pub segment: SegmentNo,
     /// The volume's serial.
     pub serial: String,
-    /// "verified", "damaged" and so on.
+    /// "verified", "listed" (by the volume's inventory), "damaged" or "lost".
     pub state: String,
     /// When it was last read back and compared.
     pub verified: Option<Time>,

@@ -14,7 +14,7 @@ use super::error::Error;
 /// "hsm1": says that an SQLite file is a catalog.
 pub(super) const APPLICATION_ID: i64 = 0x6873_6d31;
 /// Raised with every change of the tables; another version is rebuilt from the log.
-pub(super) const SCHEMA_VERSION: i64 = 1;
+pub(super) const SCHEMA_VERSION: i64 = 2;
 /// Bound of SQLite's page cache, KiB.
 pub(super) const CACHE_KIB: i64 = 32 * 1024;
 
@@ -49,6 +49,7 @@ CREATE TABLE inode(
     handle BLOB, ino INTEGER) STRICT;
 CREATE UNIQUE INDEX inode_handle ON inode(handle) WHERE handle IS NOT NULL;
 CREATE INDEX inode_fuzzy ON inode(file) WHERE fuzzy <> 0;
+CREATE INDEX inode_unrestorable ON inode(file) WHERE unrestorable <> 0;
 CREATE TABLE inode_old(
     file INTEGER NOT NULL, lsn_to INTEGER NOT NULL, lsn INTEGER NOT NULL, kind INTEGER NOT NULL,
     mode INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL, size INTEGER NOT NULL,

@@ -4,7 +4,7 @@ use super::build::*;
 use crate::catalog::{Catalog, Changes, CopyRow, Error, NameRow};
 use crate::ids::{DataId, FileId, Hash, Lsn};
 use crate::layout::{BLOCK, CHUNK, Range};
-use crate::record::{Content, Extent, Kind, Op, Volume};
+use crate::record::{Bits, Content, Extent, Kind, Op, Volume};
 
 fn one_file(list: Vec<Extent>) -> Catalog {
     let mut catalog = temporary();
@@ -496,4 +496,61 @@ fn an_empty_file_has_a_root_hash_too() {
     let root = crate::layout::RootHasher::default().finish(0);
     assert_eq!((row.size, row.root), (0, Some(root)));
     assert_ne!(row.root, Some(Hash([0; 32])));
+}
+
+#[test]
+fn marked_files_are_counted_by_an_index() {
+    let mut catalog = one_file(vec![]);
+    let count = |catalog: &Catalog| {
+        let queries = catalog.queries();
+        (
+            queries.fuzzy_count().unwrap(),
+            queries.unrestorable_count().unwrap(),
+        )
+    };
+    assert_eq!(count(&catalog), (0, 0));
+    let marked = |bits: u32| {
+        let mut inode = attributes(2, Kind::Regular);
+        inode.unrestorable = Bits(bits);
+        vec![Op::Inode(inode)]
+    };
+    let unreadable = crate::record::UNRESTORABLE_UNREADABLE;
+    fold(&mut catalog, vec![marked(unreadable)]).unwrap();
+    assert_eq!(count(&catalog), (0, 1));
+    fold(&mut catalog, vec![marked(0)]).unwrap();
+    assert_eq!(count(&catalog), (0, 0));
+    // Among ten million files a count must not look at each.
+    for column in ["fuzzy", "unrestorable"] {
+        let plan: String = catalog
+            .queries()
+            .conn
+            .query_row(
+                &format!("EXPLAIN QUERY PLAN SELECT count(*) FROM inode WHERE {column} <> 0"),
+                [],
+                |row| row.get(3),
+            )
+            .unwrap();
+        assert!(plan.contains(&format!("inode_{column}")), "{plan}");
+    }
+}
+
+#[test]
+fn all_copies_are_told() {
+    let mut catalog = one_file(vec![]);
+    let copy = |number: u64, state: &str| CopyRow {
+        segment: segment(number),
+        serial: "S".into(),
+        state: state.into(),
+        verified: None,
+    };
+    let rows = [copy(1, "verified"), copy(2, "damaged")];
+    for row in &rows {
+        catalog.set_copy(row).unwrap();
+    }
+    let mut told = Vec::new();
+    catalog
+        .queries()
+        .for_each_copy(|row| told.push(row))
+        .unwrap();
+    assert_eq!(told, rows);
 }
