@@ -383,7 +383,8 @@ impl Committer {
             if !matches!(error, catalog::Error::Refused { .. }) {
                 return Err(error.into());
             }
-            tracing::error!(%error, ops = ?txn.ops, "a transaction does not fit the tree; its parts are examined again");
+            tracing::debug!(%error, ops = ?txn.ops, "refused");
+            self.parts.shared.refused(Some(&error));
             return Ok(false);
         }
         let mut meta = MetaFrames::default();
@@ -405,6 +406,7 @@ impl Committer {
             };
             self.parts.catalog.set_place(txn.lsn, place)?;
         }
+        self.parts.shared.refused(None);
         self.last_time = txn.time;
         self.appended(bytes);
         self.parts
@@ -497,7 +499,7 @@ impl Committer {
                     lsn: durable.get(),
                     paths: paths
                         .iter()
-                        .map(|path| String::from_utf8_lossy(path).into_owned())
+                        .filter_map(|path| self.parts.shared.on_mount(path))
                         .collect(),
                     paths_total: std::mem::take(&mut self.untold_count) as u64,
                 });

@@ -11,7 +11,6 @@ use std::fmt::Display;
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,20 +18,21 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use tierfs::catalog::{Catalog, CopyRow, VolumeRow};
+use tierfs::catalog::{Catalog, VolumeRow};
 use tierfs::disk::RealDisk;
 use tierfs::record::{Op, Volume as VolumeRecord};
 use tierfs::spool::Spool;
 use tierfs::writer::{SealedSegment, SyncJob, Synced, WriterError};
-use tierfs::{Lsn, SegmentNo, Time};
+use tierfs::{Lsn, Time};
 
 use self::open::{check_volumes, first_ops, open_log};
+use crate::board::{Board, Due};
 use crate::capture::worker::{self, JobQueue};
 use crate::committer::{Asked, Committer, Parts};
 use crate::config::Config;
 use crate::control;
 use crate::events::{EventReader, EventsHandle};
-use crate::flush::{Board, Due, Flusher, SegmentSource};
+use crate::flush::Flusher;
 use crate::preflight;
 use crate::service::{Service, ServiceParts};
 use crate::shared::Shared;
@@ -127,7 +127,8 @@ impl Daemon {
         check_volumes(&config, catalog.log_id())?;
         let first = first_ops(&config, &mut catalog, &private, report, overrides)?;
 
-        let (shared, board) = shared_state(&config, &spool, catalog.folded());
+        let (shared, board) = shared_state(&config, &spool, &catalog)?;
+        shared.set_public(&config.mount, mount_prefix(&mount));
         let writer = spool
             .writer()
             .map_err(|error| refuse(config.spool.display(), error, "see hsm(7)"))?;
@@ -309,21 +310,24 @@ impl Daemon {
 fn shared_state(
     config: &Config,
     spool: &Spool<RealDisk>,
-    folded: Option<Lsn>,
-) -> (Arc<Shared>, Arc<Board>) {
+    catalog: &Catalog,
+) -> Result<(Arc<Shared>, Arc<Board>), Refusal> {
     let shared = Arc::new(Shared::new(settle_time(config.rpo)));
-    let folded = folded.map_or(0, Lsn::get);
+    let folded = catalog.folded().map_or(0, Lsn::get);
     shared.advance(|progress| {
         progress.written = folded;
         progress.durable = folded;
         progress.folded = folded;
     });
-    let pools: Vec<String> = config.pools.iter().map(|pool| pool.name.clone()).collect();
-    let board = Arc::new(Board::new(shared.clone(), &pools));
-    for segment in spool.segments() {
-        board.add(Due::from(&segment));
-    }
-    (shared, board)
+    let board = Board::open(shared.clone(), config, catalog.queries(), &spool.segments());
+    let board = board.map_err(|error| {
+        refuse(
+            config.catalog.display(),
+            error,
+            "run `tierctl catalog rebuild`",
+        )
+    })?;
+    Ok((shared, Arc::new(board)))
 }
 
 /// A group that hears of every change of the filesystem from now on.
@@ -399,15 +403,11 @@ impl Threads {
             }
             Ok(())
         });
-        let source = Arc::new(Source {
-            spool: config.spool.clone(),
-            board: board.clone(),
-        });
         for pool in &config.pools {
             let flusher = Flusher {
                 shared: self.shared.clone(),
                 board: board.clone(),
-                source: source.clone(),
+                spool: config.spool.clone(),
                 pool: pool.name.clone(),
                 volumes: pool.volumes.clone(),
                 log_id,
@@ -571,46 +571,6 @@ pub fn volume_op(serial: String, pool: String, place: &Path) -> Op {
         state: "filling".to_owned(),
         place: Some(place.as_os_str().as_bytes().to_vec()),
     })
-}
-
-/// A copy that was just read back.
-pub fn verified_copy(segment: SegmentNo, serial: &str) -> CopyRow {
-    CopyRow {
-        segment,
-        serial: serial.to_owned(),
-        state: "verified".to_owned(),
-        verified: Some(Time::now()),
-    }
-}
-
-/// Reads segments for the flushers: from the spool, else from any volume that has them.
-struct Source {
-    spool: PathBuf,
-    board: Arc<Board>,
-}
-
-impl SegmentSource for Source {
-    fn read(&self, no: SegmentNo) -> std::io::Result<Box<dyn std::io::Read + Send>> {
-        let open = |path: PathBuf| {
-            fs::OpenOptions::new()
-                .read(true)
-                .custom_flags(libc::O_NOATIME)
-                .open(path)
-        };
-        match open(self.spool.join(no.file_name())) {
-            Ok(file) => Ok(Box::new(file)),
-            Err(error) => {
-                let mut found = Err(error);
-                for place in self.board.places(no) {
-                    if let Ok(file) = open(place.join(no.object_name())) {
-                        found = Ok(Box::new(file) as Box<dyn std::io::Read + Send>);
-                        break;
-                    }
-                }
-                found
-            }
-        }
-    }
 }
 
 /// A UUID as blkid prints it.

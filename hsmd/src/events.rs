@@ -38,6 +38,14 @@ impl EventsHandle {
         self.requests.send(done).is_ok() && self.bell.write(1).is_ok() && wait.recv().is_ok()
     }
 
+    /// [`Self::drain`], but not longer than `patience`; false where the reader is not that far.
+    pub fn drain_within(&self, patience: Duration) -> bool {
+        let (done, wait) = bounded(1);
+        self.requests.try_send(done).is_ok()
+            && self.bell.write(1).is_ok()
+            && wait.recv_timeout(patience).is_ok()
+    }
+
     /// Makes the reader look whether it is to end.
     pub fn ring(&self) {
         let _ = self.bell.write(1);
@@ -88,6 +96,7 @@ impl EventReader {
         let mut buf = vec![0; BUFFER_BYTES];
         while !self.shared.stopping() {
             self.wait()?;
+            self.shared.reads_events(true);
             let _ = self.bell.read();
             let waiting: Vec<Sender<()>> = self.requests.try_iter().collect();
             // What comes after this count was not there when they asked.
@@ -99,6 +108,11 @@ impl EventReader {
                 if more == 0 || (read >= pending && !waiting.is_empty()) {
                     break;
                 }
+            }
+            // What is there now came after all that was read.
+            self.shared.reads_events(false);
+            if self.group.pending_events()? > 0 {
+                self.shared.reads_events(true);
             }
             for done in waiting {
                 let _ = done.send(());
@@ -146,6 +160,8 @@ impl EventReader {
     fn overflow(&self) {
         let now = tierfs::Time::now().seconds;
         self.shared.watched_since.store(now, Ordering::Relaxed);
+        // Before the sweep is asked for: it must cover this.
+        self.shared.ask_examination();
         let total = self
             .shared
             .counters

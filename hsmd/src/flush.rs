@@ -6,249 +6,26 @@
 //! A segment leaves the spool when every pool has it and the catalog would not need it after a crash.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
+use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use media::directory::{self, DirectoryVolume, Found};
 use media::{Label, ObjectName, Serial, Volume};
-use tierfs::writer::SealedSegment;
-use tierfs::{Hash, LogId, SegmentNo};
+use tierfs::{LogId, SegmentNo};
 
+use crate::board::{Board, Due, PoolView, VolumeView, Waits};
 use crate::committer::Asked;
-use crate::control::model::Event;
+use crate::control::model::{Event, VolumeState, WaitingReason};
 use crate::control::when::When;
-use crate::shared::{Shared, lock};
+use crate::shared::Shared;
 
 /// How often a missing volume is looked for.
 const RETRY: Duration = Duration::from_secs(2);
-
-/// A segment that must be on every pool.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Due {
-    /// Its number.
-    pub no: SegmentNo,
-    /// BLAKE3 of its file.
-    pub hash: Hash,
-    /// Its size.
-    pub bytes: u64,
-    /// The last LSN in it or before it.
-    pub lsn: u64,
-}
-
-impl From<&SealedSegment> for Due {
-    fn from(segment: &SealedSegment) -> Self {
-        let lsn = segment
-            .last_lsn
-            .map_or(segment.first_lsn.get() - 1, tierfs::Lsn::get);
-        Self {
-            no: segment.no,
-            hash: segment.hash,
-            bytes: segment.bytes,
-            lsn,
-        }
-    }
-}
-
-/// A volume as status shows it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct VolumeView {
-    /// Where the configuration says that it is.
-    pub path: PathBuf,
-    /// Its serial, once it was seen.
-    pub serial: Option<String>,
-    /// "filling", "full", "absent", "foreign", "damaged", "empty".
-    pub state: &'static str,
-    /// Why, in words.
-    pub why: Option<String>,
-    /// Segments on it.
-    pub segments: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Free bytes.
-    pub free: Option<u64>,
-}
-
-/// A pool as status shows it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PoolView {
-    /// Its name.
-    pub name: String,
-    /// All transactions up to this one are on it.
-    pub copied_lsn: u64,
-    /// All segments up to this one are on it.
-    pub copied_segment: u64,
-    /// What it waits for.
-    pub waits: Option<String>,
-    /// Since when.
-    pub since: Option<tierfs::Time>,
-    /// Segments in the spool that it lacks, and their bytes.
-    pub lacks: (u64, u64),
-    /// Its volumes, as configured.
-    pub volumes: Vec<VolumeView>,
-}
-
-impl PoolView {
-    fn goes_on(&mut self) {
-        self.waits = None;
-        self.since = None;
-    }
-}
-
-/// What all flushers share: what there is to copy, and who has it.
-pub struct Board {
-    shared: Arc<Shared>,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    due: BTreeMap<SegmentNo, Due>,
-    have: BTreeMap<String, BTreeSet<SegmentNo>>,
-    pools: BTreeMap<String, PoolView>,
-    places: BTreeMap<SegmentNo, Vec<PathBuf>>,
-    order: Vec<String>,
-}
-
-impl Board {
-    /// Nothing is due yet.
-    pub fn new(shared: Arc<Shared>, pools: &[String]) -> Self {
-        let view = |name: &String| {
-            (
-                name.clone(),
-                PoolView {
-                    name: name.clone(),
-                    ..PoolView::default()
-                },
-            )
-        };
-        let state = State {
-            pools: pools.iter().map(view).collect(),
-            order: pools.to_vec(),
-            ..State::default()
-        };
-        Self {
-            shared,
-            state: Mutex::new(state),
-        }
-    }
-
-    /// A segment is sealed and durable in the spool.
-    pub fn add(&self, due: Due) {
-        let mut state = lock(&self.state);
-        state.due.insert(due.no, due);
-        state.refresh();
-        drop(state);
-        self.shared.nudge();
-    }
-
-    /// The segments that a pool lacks, in order.
-    fn missing(&self, pool: &str) -> Vec<Due> {
-        let state = lock(&self.state);
-        let have = state.have.get(pool);
-        state
-            .due
-            .values()
-            .filter(|due| !have.is_some_and(|have| have.contains(&due.no)))
-            .cloned()
-            .collect()
-    }
-
-    fn has(&self, pool: &str, no: SegmentNo, at: &Path) {
-        let mut state = lock(&self.state);
-        state.have.entry(pool.to_owned()).or_default().insert(no);
-        let places = state.places.entry(no).or_default();
-        if !places.iter().any(|place| place == at) {
-            places.push(at.to_owned());
-        }
-        state.refresh();
-        drop(state);
-        self.shared.nudge();
-    }
-
-    fn update(&self, pool: &str, change: impl FnOnce(&mut PoolView)) {
-        if let Some(view) = lock(&self.state).pools.get_mut(pool) {
-            change(view);
-        }
-    }
-
-    /// All pools, in the order of the configuration.
-    pub fn pools(&self) -> Vec<PoolView> {
-        let state = lock(&self.state);
-        state
-            .order
-            .iter()
-            .filter_map(|name| state.pools.get(name).cloned())
-            .collect()
-    }
-
-    /// True where every pool has everything up to `lsn`.
-    pub fn copied(&self, lsn: u64) -> bool {
-        lock(&self.state)
-            .pools
-            .values()
-            .all(|pool| pool.copied_lsn >= lsn)
-    }
-
-    /// Segments that every pool has and whose transactions are all at or below `lsn`.
-    pub fn dispensable(&self, lsn: u64) -> Vec<SegmentNo> {
-        let state = lock(&self.state);
-        let everywhere = |no: &SegmentNo| {
-            state
-                .order
-                .iter()
-                .all(|pool| state.have.get(pool).is_some_and(|have| have.contains(no)))
-        };
-        state
-            .due
-            .values()
-            .filter(|due| due.lsn <= lsn && everywhere(&due.no))
-            .map(|due| due.no)
-            .collect()
-    }
-
-    /// A segment left the spool; it stays known as copied.
-    pub fn left_spool(&self, no: SegmentNo) {
-        lock(&self.state).due.remove(&no);
-    }
-
-    /// Volumes that have a segment.
-    pub fn places(&self, no: SegmentNo) -> Vec<PathBuf> {
-        lock(&self.state)
-            .places
-            .get(&no)
-            .cloned()
-            .unwrap_or_default()
-    }
-}
-
-impl State {
-    /// The watermarks of all pools: how far each is without a gap.
-    fn refresh(&mut self) {
-        let last = self.due.keys().next_back().copied();
-        for (name, pool) in &mut self.pools {
-            let have = self.have.get(name);
-            let has = |no: &SegmentNo| have.is_some_and(|have| have.contains(no));
-            let first_missing = self.due.keys().find(|no| !has(no));
-            let upto = match first_missing {
-                Some(missing) => missing.prev(),
-                None => last.or_else(|| have.and_then(|have| have.last().copied())),
-            };
-            let before = self.due.values().take_while(|due| has(&due.no)).last();
-            let lacks = self.due.values().filter(|due| !has(&due.no));
-            pool.lacks = lacks.fold((0, 0), |(count, bytes), due| (count + 1, bytes + due.bytes));
-            pool.copied_segment = pool.copied_segment.max(upto.map_or(0, SegmentNo::get));
-            pool.copied_lsn = pool.copied_lsn.max(before.map_or(0, |due| due.lsn));
-        }
-    }
-}
-
-/// Where a flusher reads segments: the spool, or another pool's volume.
-pub trait SegmentSource: Send + Sync {
-    /// The segment's plain file.
-    fn read(&self, no: SegmentNo) -> std::io::Result<Box<dyn Read + Send>>;
-}
+/// How often a volume that nothing is written to is looked at: is it still there?
+const PRESENCE: Duration = Duration::from_secs(10);
 
 /// What a flusher is made of.
 pub struct Flusher {
@@ -256,8 +33,8 @@ pub struct Flusher {
     pub shared: Arc<Shared>,
     /// What is due.
     pub board: Arc<Board>,
-    /// Where segments are read.
-    pub source: Arc<dyn SegmentSource>,
+    /// Where segments are read first; then from other volumes.
+    pub spool: PathBuf,
     /// The pool's name.
     pub pool: String,
     /// Its volumes' places, in the order in which they are filled.
@@ -274,95 +51,235 @@ pub struct Flusher {
 
 enum Look {
     Ready(Box<DirectoryVolume>),
-    Not(&'static str, String),
+    Not(VolumeState, String),
+}
+
+/// Why a segment was not copied.
+enum Failed {
+    /// The volume does not take it.
+    Volume(media::Error),
+    /// It cannot be read anywhere.
+    Source(String),
+}
+
+/// What became of a segment.
+enum Tried {
+    /// It is on a volume.
+    Copied,
+    /// A volume is full: there may be another one.
+    Full,
+    /// A volume has failed: nothing more for a while.
+    VolumeFailed,
+    /// It cannot be copied now; others may.
+    Blocked(Waits),
+    /// There is no volume to write on.
+    NoVolume,
+}
+
+/// A pool's volumes while the flusher runs.
+struct Open {
+    volumes: Vec<Option<Box<DirectoryVolume>>>,
+    full: Vec<bool>,
+    seen: Instant,
 }
 
 impl Flusher {
     /// The thread's body.
     pub fn run(mut self) {
-        let mut open: Vec<Option<Box<DirectoryVolume>>> =
-            self.volumes.iter().map(|_| None).collect();
-        let mut full = vec![false; self.volumes.len()];
+        let mut open = Open {
+            volumes: self.volumes.iter().map(|_| None).collect(),
+            full: vec![false; self.volumes.len()],
+            seen: Instant::now(),
+        };
         while !self.shared.stopping() {
-            for (at, place) in open.iter_mut().enumerate() {
+            for (at, place) in open.volumes.iter_mut().enumerate() {
                 if place.is_none() {
                     *place = self.open(at);
                 }
             }
-            let idle = self.copy_missing(&mut open, &mut full);
+            let idle = self.copy_missing(&mut open);
             if idle {
-                full.fill(false);
+                open.full.fill(false);
                 self.shared.wait_for_progress(RETRY);
+                self.look_after(&mut open);
+            }
+        }
+    }
+
+    /// Notices volumes that are taken away while nothing is written to them.
+    fn look_after(&self, open: &mut Open) {
+        if open.seen.elapsed() < PRESENCE {
+            return;
+        }
+        open.seen = Instant::now();
+        for (at, place) in open.volumes.iter_mut().enumerate() {
+            let Some(free) = place.as_ref().map(|volume| volume.free_bytes()) else {
+                continue;
+            };
+            match free {
+                Ok(free) => self.view(at, |view| view.free = Some(free)),
+                // It is opened, and looked at more closely, in the next turn.
+                Err(_) => *place = None,
             }
         }
     }
 
     /// Copies until there is nothing more to do, or nothing can be done. True: wait a while.
-    fn copy_missing(&self, open: &mut [Option<Box<DirectoryVolume>>], full: &mut [bool]) -> bool {
-        let missing = self.board.missing(&self.pool);
-        let Some(due) = missing.first() else {
-            self.board.update(&self.pool, PoolView::goes_on);
-            self.shared.well(&self.key());
-            return true;
+    fn copy_missing(&self, open: &mut Open) -> bool {
+        let mut blocked: Option<(SegmentNo, Waits)> = None;
+        for due in &self.board.missing(&self.pool) {
+            match self.try_copy(due, open) {
+                Tried::Copied => {
+                    if blocked.is_none() {
+                        self.goes_on();
+                    }
+                    return false;
+                }
+                Tried::Full => return false,
+                Tried::VolumeFailed => return true,
+                // Newer segments need not wait for one that nobody can give or take.
+                Tried::Blocked(waits) => drop(blocked.get_or_insert((due.no, waits))),
+                Tried::NoVolume => {
+                    blocked = Some((due.no, self.no_volume()));
+                    break;
+                }
+            }
+        }
+        match blocked {
+            Some((no, waits)) => self.wanted(no, waits),
+            None => self.goes_on(),
+        }
+        true
+    }
+
+    fn goes_on(&self) {
+        self.board.update(&self.pool, PoolView::goes_on);
+        self.shared.well(&self.key());
+    }
+
+    fn try_copy(&self, due: &Due, open: &mut Open) -> Tried {
+        let is_damaged = |volume: &DirectoryVolume| {
+            let serial = volume.label().serial.as_str();
+            self.board.is_damaged(&self.pool, serial, due.no)
         };
-        let Some(at) = (0..open.len()).find(|at| open[*at].is_some() && !full[*at]) else {
-            self.wanted(due);
-            return true;
+        let mut damaged = None;
+        let mut chosen = None;
+        for (at, place) in open.volumes.iter().enumerate() {
+            match place {
+                Some(volume) if !open.full[at] && is_damaged(volume) => damaged = Some(volume),
+                Some(volume) if !open.full[at] => {
+                    chosen = Some((at, volume));
+                    break;
+                }
+                _ => {}
+            }
+        }
+        let Some((at, volume)) = chosen else {
+            return damaged.map_or(Tried::NoVolume, |volume| {
+                Tried::Blocked(Waits {
+                    reason: WaitingReason::Failed,
+                    serial: Some(volume.label().serial.to_string()),
+                    path: volume.location().to_owned(),
+                    why: format!(
+                        "its copy of segment {} is damaged, and the pool has no other volume to copy it to: \
+                         add an empty directory on another disk to the pool's volumes and restart hsmd",
+                        due.no
+                    ),
+                })
+            });
         };
-        let Some(volume) = &open[at] else { return true };
         match self.copy(volume, due) {
             Ok(()) => {
-                self.board.update(&self.pool, PoolView::goes_on);
-                self.shared.well(&self.key());
                 let free = volume.free_bytes().ok();
                 self.view(at, |view| {
-                    view.segments += 1;
                     view.bytes += due.bytes;
                     view.free = free;
-                    view.state = "filling";
+                    view.state = VolumeState::Filling;
                     view.why = None;
                 });
-                false
+                Tried::Copied
             }
-            Err(error) => {
-                let state = if error.is_full() {
-                    full[at] = true;
-                    "full"
-                } else {
-                    open[at] = None;
-                    if error.is_absent() {
-                        "absent"
-                    } else {
-                        "damaged"
-                    }
-                };
-                self.view(at, |view| {
-                    view.state = state;
-                    view.why = Some(error.to_string());
-                });
-                tracing::warn!(pool = self.pool, %error, "a volume cannot take a segment");
-                self.wanted(due);
-                !error.is_full()
+            Err(Failed::Source(why)) => Tried::Blocked(self.no_source(due, &why)),
+            Err(Failed::Volume(error)) => {
+                let serial = volume.label().serial.to_string();
+                self.failed(at, serial, &error, open, due)
             }
         }
     }
 
-    fn copy(&self, volume: &DirectoryVolume, due: &Due) -> Result<(), media::Error> {
-        let name = ObjectName::new(&due.no.object_name())?;
-        let mut source = self
-            .source
-            .read(due.no)
-            .map_err(|source| media::Error::Io {
-                path: PathBuf::from(due.no.file_name()),
-                what: "reading the segment from the spool".to_owned(),
-                source,
-            })?;
-        volume.append(&name, due.bytes, &due.hash.0, &mut source)?;
+    /// A volume does not take a segment.
+    fn failed(
+        &self,
+        at: usize,
+        serial: String,
+        error: &media::Error,
+        open: &mut Open,
+        due: &Due,
+    ) -> Tried {
+        tracing::warn!(pool = self.pool, %error, "a volume cannot take a segment");
+        let state = state_of(error);
+        self.view(at, |view| {
+            view.state = state;
+            view.why = Some(error.to_string());
+        });
+        if error.is_full() {
+            open.full[at] = true;
+            return Tried::Full;
+        }
+        open.volumes[at] = None;
+        let waits = Waits {
+            reason: match state {
+                VolumeState::Absent => WaitingReason::Absent,
+                _ => WaitingReason::Failed,
+            },
+            serial: Some(serial),
+            path: self.volumes[at].clone(),
+            why: error.to_string(),
+        };
+        self.wanted(due.no, waits);
+        Tried::VolumeFailed
+    }
+
+    /// Where a segment may be read: the spool, then other volumes with a good copy.
+    fn files_of(&self, no: SegmentNo) -> Vec<PathBuf> {
+        let mut files = vec![self.spool.join(no.file_name())];
+        let places = self.board.places(no);
+        files.extend(places.iter().map(|place| place.join(no.object_name())));
+        files
+    }
+
+    fn copy(&self, volume: &DirectoryVolume, due: &Due) -> Result<(), Failed> {
+        let name = ObjectName::new(&due.no.object_name()).map_err(Failed::Volume)?;
+        let mut why = Vec::new();
+        for file in self.files_of(due.no) {
+            let opened = fs::OpenOptions::new()
+                .read(true)
+                .custom_flags(libc::O_NOATIME)
+                .open(&file);
+            let mut source = match opened {
+                Ok(source) => source,
+                Err(error) => {
+                    why.push(format!("{}: {error}", file.display()));
+                    continue;
+                }
+            };
+            match volume.append(&name, due.bytes, &due.hash.0, &mut source) {
+                Ok(_) => {
+                    self.copied(volume, due);
+                    return Ok(());
+                }
+                Err(error @ (media::Error::Source { .. } | media::Error::BadSource { .. })) => {
+                    why.push(format!("{}: {error}", file.display()));
+                }
+                Err(error) => return Err(Failed::Volume(error)),
+            }
+        }
+        Err(Failed::Source(why.join("; ")))
+    }
+
+    fn copied(&self, volume: &DirectoryVolume, due: &Due) {
         let serial = volume.label().serial.to_string();
-        self.board.has(&self.pool, due.no, volume.location());
-        let _ = self
-            .asked
-            .send(Asked::Copy(crate::daemon::verified_copy(due.no, &serial)));
+        self.remember(self.board.has(&self.pool, &serial, due.no));
         self.shared.wake();
         self.shared.tell(&Event::Copied {
             time: When::now(),
@@ -371,36 +288,73 @@ impl Flusher {
             segment: due.no.get(),
             lsn: Some(due.lsn).filter(|lsn| *lsn > 0),
         });
-        Ok(())
+    }
+
+    /// The catalog is to know of a copy.
+    fn remember(&self, copy: tierfs::catalog::CopyRow) {
+        // Only a daemon that ends has no committer.
+        let _ = self.asked.send(Asked::Copy(copy));
     }
 
     fn key(&self) -> String {
         format!("pool {}", self.pool)
     }
 
-    /// Says which volume the pool waits for.
-    fn wanted(&self, due: &Due) {
+    fn volumes_now(&self) -> Vec<VolumeView> {
         let pools = self.board.pools();
-        let view = pools.iter().find(|view| view.name == self.pool);
-        let states: Vec<String> = view
-            .into_iter()
-            .flat_map(|view| &view.volumes)
-            .map(|volume| {
-                let serial = volume
-                    .serial
-                    .as_deref()
-                    .map_or(String::new(), |serial| format!(" ({serial})"));
-                format!("{}{serial} is {}", volume.path.display(), volume.state)
-            })
-            .collect();
-        let why = states.join(", ");
-        let what = format!(
-            "pool {} waits for a volume for segment {}",
-            self.pool, due.no
-        );
+        let view = pools.into_iter().find(|view| view.name == self.pool);
+        view.map_or_else(Vec::new, |view| view.volumes)
+    }
+
+    /// None of the pool's volumes can be written on: which one would help?
+    fn no_volume(&self) -> Waits {
+        let volumes = self.volumes_now();
+        let full = |view: &&VolumeView| view.state == VolumeState::Full;
+        let wanted = volumes
+            .iter()
+            .find(|view| view.state == VolumeState::Absent)
+            .or_else(|| volumes.iter().find(|view| !full(view)))
+            .or(volumes.last());
+        let states: Vec<String> = volumes.iter().map(described).collect();
+        Waits {
+            reason: match wanted.map(|view| view.state) {
+                Some(VolumeState::Full) => WaitingReason::Full,
+                Some(VolumeState::Absent) | None => WaitingReason::Absent,
+                Some(_) => WaitingReason::Failed,
+            },
+            serial: wanted.and_then(|view| view.serial.clone()),
+            path: wanted.map_or_else(PathBuf::new, |view| view.path.clone()),
+            why: states.join(", "),
+        }
+    }
+
+    /// A segment that left the spool, and that no volume at hand has: which one would help?
+    fn no_source(&self, due: &Due, why: &str) -> Waits {
+        let pools = self.board.pools();
+        let mut volumes = pools.iter().flat_map(|pool| &pool.volumes);
+        let absent = volumes.find(|view| view.state == VolumeState::Absent);
+        let path = absent.map_or_else(|| self.spool.clone(), |view| view.path.clone());
+        Waits {
+            reason: match absent {
+                Some(_) => WaitingReason::Absent,
+                None => WaitingReason::Failed,
+            },
+            serial: absent.and_then(|view| view.serial.clone()),
+            path,
+            why: format!(
+                "segment {} can be read neither from the spool nor from a volume at hand ({why})",
+                due.no
+            ),
+        }
+    }
+
+    /// Says which volume the pool waits for.
+    fn wanted(&self, no: SegmentNo, waits: Waits) {
+        let what = format!("pool {} waits for a volume for segment {no}", self.pool);
+        let why = waits.why.clone();
         self.board.update(&self.pool, |view| {
             view.since.get_or_insert_with(tierfs::Time::now);
-            view.waits = Some(why.clone());
+            view.waits = Some(waits);
         });
         let todo = "mount an absent volume at its place, or add an empty directory on another disk to the pool's volumes \
                     in the configuration and restart hsmd; until then the spool keeps the segments";
@@ -408,18 +362,26 @@ impl Flusher {
     }
 
     fn view(&self, at: usize, change: impl FnOnce(&mut VolumeView)) {
-        let path = self.volumes[at].clone();
+        let path = &self.volumes[at];
+        let mut told = None;
         self.board.update(&self.pool, |pool| {
-            if !pool.volumes.iter().any(|view| view.path == path) {
-                pool.volumes.push(VolumeView {
-                    path: path.clone(),
-                    ..VolumeView::default()
-                });
-            }
-            if let Some(view) = pool.volumes.iter_mut().find(|view| view.path == path) {
+            if let Some(view) = pool.volumes.iter_mut().find(|view| view.path == *path) {
+                let before = (view.state, view.serial.clone());
                 change(view);
+                if before != (view.state, view.serial.clone()) {
+                    told = Some((view.serial.clone(), view.state));
+                }
             }
         });
+        if let Some((volume, state)) = told {
+            self.shared.tell(&Event::Volume {
+                time: When::now(),
+                pool: self.pool.clone(),
+                volume,
+                path: path.display().to_string(),
+                state,
+            });
+        }
     }
 
     /// Opens a volume, labels a new one, and takes its inventory.
@@ -456,13 +418,13 @@ impl Flusher {
             Found::Labelled(volume) => Ok(self.own(volume)),
             Found::Empty => match self.known.get(path) {
                 Some(serial) => Ok(Look::Not(
-                    "absent",
+                    VolumeState::Absent,
                     format!("{} is empty, volume {serial} belongs there", path.display()),
                 )),
                 None => self.label(path),
             },
             Found::Absent => Ok(Look::Not(
-                "absent",
+                VolumeState::Absent,
                 format!("there is no directory {}", path.display()),
             )),
         }
@@ -473,7 +435,7 @@ impl Flusher {
         let place = volume.location().display();
         if label.log_id != self.log_id.0 {
             return Look::Not(
-                "foreign",
+                VolumeState::Foreign,
                 format!(
                     "{place} holds a volume of another log ({})",
                     LogId(label.log_id)
@@ -482,7 +444,7 @@ impl Flusher {
         }
         if label.pool != self.pool {
             return Look::Not(
-                "foreign",
+                VolumeState::Foreign,
                 format!("{place} holds a volume of pool {}", label.pool),
             );
         }
@@ -503,44 +465,66 @@ impl Flusher {
     }
 
     fn take_inventory(&self, at: usize, volume: &DirectoryVolume) {
-        let (mut segments, mut bytes) = (0, 0);
+        let serial = volume.label().serial.to_string();
+        let mut bytes = 0;
         let why = match volume.inventory() {
             Ok(inventory) => {
-                for entry in inventory.entries {
-                    segments += 1;
+                let mut listed = BTreeSet::new();
+                for entry in &inventory.entries {
                     bytes += entry.bytes;
-                    if let Some(no) = SegmentNo::from_object_name(entry.name.as_str()) {
-                        self.board.has(&self.pool, no, volume.location());
-                    }
+                    listed.extend(SegmentNo::from_object_name(entry.name.as_str()));
                 }
+                let faulty: BTreeSet<_> = inventory.faults.iter().filter_map(damaged).collect();
+                let rows = self.board.inventory(&self.pool, &serial, &listed, &faulty);
+                for row in rows {
+                    self.remember(row);
+                }
+                self.shared.wake();
                 inventory.faults.first().map(ToString::to_string)
             }
             Err(error) => Some(error.to_string()),
         };
-        let (serial, free) = (volume.label().serial.to_string(), volume.free_bytes().ok());
+        let free = volume.free_bytes().ok();
         self.view(at, |view| {
-            *view = VolumeView {
-                path: view.path.clone(),
-                serial: Some(serial),
-                state: "filling",
-                why,
-                segments,
-                bytes,
-                free,
-            };
+            view.serial = Some(serial);
+            view.state = VolumeState::Filling;
+            view.why = why;
+            view.bytes = bytes;
+            view.free = free;
         });
     }
 }
 
-fn state_of(error: &media::Error) -> &'static str {
-    if error.is_absent() {
-        "absent"
-    } else if matches!(
-        error,
-        media::Error::Foreign { .. } | media::Error::NewerFormat { .. }
-    ) {
-        "foreign"
-    } else {
-        "damaged"
+/// A volume in words.
+fn described(view: &VolumeView) -> String {
+    let serial = view.serial.as_deref();
+    let serial = serial.map_or_else(String::new, |serial| format!(" ({serial})"));
+    let path = view.path.display();
+    match (view.state, &view.why) {
+        (VolumeState::Full, _) => format!("{path}{serial} is full"),
+        (_, Some(why)) => format!("{path}{serial}: {why}"),
+        (VolumeState::Absent, None) => format!("{path}{serial} is not there"),
+        (_, None) => format!("{path}{serial} cannot be used"),
+    }
+}
+
+/// The segment whose object or inventory entry is damaged. One that is not there at all is none: the
+/// same object may be appended again.
+pub fn damaged(fault: &media::Error) -> Option<SegmentNo> {
+    let media::Error::Corrupt { path, .. } = fault else {
+        return None;
+    };
+    let name = path.file_name()?.to_str()?;
+    let no = SegmentNo::from_file_name(name.strip_suffix(".b3").unwrap_or(name))?;
+    path.exists().then_some(no)
+}
+
+fn state_of(error: &media::Error) -> VolumeState {
+    match error {
+        media::Error::Absent { .. } => VolumeState::Absent,
+        media::Error::Full { .. } => VolumeState::Full,
+        media::Error::ReadOnly { .. } => VolumeState::ReadOnly,
+        media::Error::Foreign { .. } | media::Error::NewerFormat { .. } => VolumeState::Foreign,
+        _ => VolumeState::Damaged,
     }
 }

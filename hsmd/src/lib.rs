@@ -2,6 +2,7 @@
 //!
 //! See ARCHITECTURE.md for how the threads fit together.
 
+pub mod board;
 pub mod capture;
 pub mod cli;
 pub mod committer;
@@ -9,6 +10,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod events;
+pub mod examination;
 pub mod flush;
 pub mod output;
 pub mod preflight;

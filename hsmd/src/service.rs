@@ -22,18 +22,19 @@ use tierfs::disk::RealDisk;
 use tierfs::spool::Spool;
 use tierfs::{FileId, LogId, Lsn, Time};
 
-use crate::capture::hints::Key;
+use crate::board::{self, Board, PoolView, VolumeView};
+use crate::capture::hints::{Hint, Key};
 use crate::committer::Asked;
 use crate::config::Config;
 use crate::control::model::{
     CatalogStatus, Event, EventCounts, Lag, LagFile, Located, Notice, Pending, PoolStatus,
-    Progress, Severity, SpoolStatus, State, Status, SweepStatus, SyncDone, SyncRequest, VerifyDone,
-    VerifyProgress, VolumeState, VolumeStatus, Waiting, WaitingReason,
+    Progress, SpoolStatus, State, Status, SweepStatus, SyncDone, SyncRequest, VerifyDone,
+    VerifyProgress, VolumeState, VolumeStatus, Waiting,
 };
 use crate::control::when::When;
 use crate::control::{Core, CoreError};
 use crate::events::EventsHandle;
-use crate::flush::{Board, PoolView, VolumeView};
+use crate::flush;
 use crate::preflight::Report;
 use crate::shared::Shared;
 use crate::sys::handle::{Handle, handle_at, handle_of};
@@ -45,6 +46,8 @@ use crate::sys::stat::{stat_at, stat_of};
 const TICK: Duration = Duration::from_millis(20);
 /// Files named in the lag.
 const WORST: usize = 5;
+/// How long status waits for the kernel's queue to be read.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// What the service answers from.
 pub struct Service {
@@ -62,6 +65,8 @@ pub struct Service {
     asked: Sender<Asked>,
     started: Time,
     begun: Instant,
+    /// Names that the log had at the start.
+    names: Option<u64>,
 }
 
 /// What [`Service::new`] takes.
@@ -101,12 +106,15 @@ fn from_unix(seconds: u64) -> Option<When> {
     Some(Time { seconds, nanos: 0 }.into())
 }
 
-fn ago(age: Duration) -> When {
+/// The moment that lies so long back.
+fn before_now(age: Duration) -> When {
+    const SECOND: i128 = 1_000_000_000;
     let now = Time::now();
-    let age = i64::try_from(age.as_secs()).unwrap_or(0);
+    let now = i128::from(now.seconds) * SECOND + i128::from(now.nanos);
+    let then = now - i128::try_from(age.as_nanos()).unwrap_or(0);
     Time {
-        seconds: now.seconds.saturating_sub(age),
-        ..now
+        seconds: i64::try_from(then.div_euclid(SECOND)).unwrap_or(0),
+        nanos: u32::try_from(then.rem_euclid(SECOND)).unwrap_or(0),
     }
     .into()
 }
@@ -126,7 +134,11 @@ impl Service {
             sweep,
             asked,
         } = parts;
+        let names = Reader::open(&config.catalog)
+            .and_then(|reader| reader.queries().counts())
+            .map(|counts| counts.dentries);
         Self {
+            names: names.ok().filter(|names| *names > 0),
             config,
             shared,
             board,
@@ -144,21 +156,6 @@ impl Service {
         }
     }
 
-    fn state(&self, notices: &[Notice]) -> State {
-        if self.shared.stopping() {
-            State::Stopping
-        } else if notices
-            .iter()
-            .any(|notice| notice.severity == Severity::Error)
-        {
-            State::Degraded
-        } else if self.shared.swept_at.load(Ordering::Relaxed) == 0 {
-            State::Examining
-        } else {
-            State::Following
-        }
-    }
-
     /// The path that a hint names, as far as it can be told.
     fn path_of_key(&self, reader: Option<&Reader>, key: &Key) -> String {
         let handle = match key {
@@ -169,57 +166,87 @@ impl Service {
             let file = reader.queries().file_by_handle(&handle.to_bytes()).ok()??;
             reader.queries().path_of(file).ok()?
         });
-        let mut path = path.unwrap_or_else(|| b"?".to_vec());
+        let Some(mut path) = path else {
+            return match key {
+                Key::Entry(entry) => format!("?/{}", String::from_utf8_lossy(&entry.name)),
+                Key::Inode(_) => "?".to_owned(),
+            };
+        };
         if let Key::Entry(entry) = key {
             if !path.is_empty() {
                 path.push(b'/');
             }
             path.extend(&entry.name);
         }
-        self.config
-            .mount
-            .join(String::from_utf8_lossy(&path).as_ref())
-            .display()
-            .to_string()
+        self.shared
+            .on_mount(&path)
+            .unwrap_or_else(|| String::from_utf8_lossy(&path).into_owned())
     }
 
-    fn lag(&self, reader: Option<&Reader>) -> Lag {
-        let (pending, oldest) = {
+    /// How long the kernel's queue has not been read; `None` where it was just now.
+    fn unread(&self) -> Option<Duration> {
+        let read = self.events.drain_within(PATIENCE);
+        (!read).then(|| self.shared.events_behind().unwrap_or(PATIENCE))
+    }
+
+    fn lag_file(&self, reader: Option<&Reader>, hint: &Hint) -> LagFile {
+        let size = || {
+            let Key::Inode(handle) = &hint.key else {
+                return None;
+            };
+            let queries = reader?.queries();
+            let file = queries.file_by_handle(&handle.to_bytes()).ok()??;
+            queries.inode(file).ok()?.map(|row| row.size)
+        };
+        LagFile {
+            path: self.path_of_key(reader, &hint.key),
+            age_ms: millis(hint.since.elapsed()),
+            why: match hint.tries {
+                0 => "it was changed and waits to be examined".to_owned(),
+                tries => format!("it could not be examined yet, tried {tries} times"),
+            },
+            bytes: size().unwrap_or(0),
+        }
+    }
+
+    fn lag(&self, reader: Option<&Reader>, state: State) -> Lag {
+        // The queue first, and the watermark before the hints: what moves on meanwhile counts as old.
+        let unread = self.unread();
+        let durable = self.shared.progress().durable;
+        let (pending, oldest, longest) = {
             let hints = self.shared.hints();
             let oldest = hints
                 .oldest()
                 .map(|(since, hint)| (since, hint.map(|hint| hint.key.clone())));
-            (hints.open() as u64, oldest)
+            let longest: Vec<Hint> = hints.longest(WORST).cloned().collect();
+            (hints.open() as u64, oldest, longest)
         };
-        let worst = self
-            .shared
-            .slow_files()
-            .into_iter()
-            .take(WORST)
-            .map(|(path, age_ms)| LagFile {
-                path,
-                age_ms,
-                why: "it takes long to read".to_owned(),
-                bytes: 0,
-            });
-        let running = self.shared.swept_at.load(Ordering::Relaxed) == 0;
+        let noted = oldest.as_ref().map(|(since, _)| since.elapsed());
+        let undurable = self.shared.age_beyond(durable);
+        let age = [noted, unread, undurable].into_iter().flatten().max();
+        let from = self.shared.swept_from.load(Ordering::Relaxed);
         Lag {
             pending,
-            oldest_age_ms: oldest.as_ref().map(|(since, _)| millis(since.elapsed())),
+            oldest_age_ms: age.map(millis),
             oldest_path: oldest
                 .and_then(|(_, key)| key)
                 .map(|key| self.path_of_key(reader, &key)),
-            worst: worst.collect(),
-            examination: running.then(|| Progress {
-                since: self.started.into(),
-                done: self.shared.counters.examined.load(Ordering::Relaxed),
-                total: None,
+            worst: longest
+                .iter()
+                .filter(|hint| hint.since.elapsed() > self.config.rpo)
+                .map(|hint| self.lag_file(reader, hint))
+                .collect(),
+            examination: (state == State::Examining).then(|| Progress {
+                since: from_unix(from).unwrap_or(self.started.into()),
+                done: self.shared.counters.swept_entries.load(Ordering::Relaxed),
+                total: self.names,
             }),
         }
     }
 
     fn sweep_status(&self) -> SweepStatus {
         let ended = self.shared.swept_at.load(Ordering::Relaxed);
+        let from = self.shared.swept_from.load(Ordering::Relaxed);
         let counters = &self.shared.counters;
         let interval = self.config.sweep_interval.as_secs();
         SweepStatus {
@@ -231,7 +258,7 @@ impl Service {
                 .sweeping
                 .load(Ordering::Relaxed)
                 .then(|| Progress {
-                    since: self.started.into(),
+                    since: from_unix(from).unwrap_or(self.started.into()),
                     done: counters.swept_entries.load(Ordering::Relaxed),
                     total: None,
                 }),
@@ -296,6 +323,10 @@ impl Service {
                 "the daemon stops: ask again when it runs".to_owned(),
             ));
         }
+        // What no event tells of, from before the daemon began or because the kernel dropped some, is
+        // found by a sweep.
+        let asked = self.shared.examinations_asked();
+        self.wait_until(cancelled, || self.shared.examinations_swept() >= asked)?;
         // What was found may lead to directories that must be walked, and that to more hints.
         loop {
             let upto = self.shared.hints().last_seq();
@@ -349,21 +380,28 @@ impl Core for Service {
     fn status(&self) -> Status {
         let reader = Reader::open(&self.config.catalog).ok();
         let reader = reader.as_ref();
-        let mut notices: Vec<Notice> = self
-            .shared
-            .troubles()
+        // What may only become true meanwhile is asked first: never more is said to be safe than is.
+        let pools: Vec<PoolView> = self.board.pools();
+        let state = self.shared.state();
+        let lag = self.lag(reader, state);
+        let troubles = self.shared.troubles();
+        let mut notices: Vec<Notice> = troubles
             .iter()
             .map(|(_, trouble)| trouble.notice())
             .collect();
         notices.sort_by_key(|notice| std::cmp::Reverse(notice.severity));
-        let full = self.shared.troubles().iter().any(|(key, _)| key == "spool");
+        let full = troubles.iter().any(|(key, _)| key == "spool");
         let progress = self.shared.progress();
-        let pools: Vec<PoolView> = self.board.pools();
         let copied = pools.iter().map(|pool| pool.copied_lsn).min().unwrap_or(0);
         let counters = &self.shared.counters;
         let time_of = |lsn: u64| {
             let lsn = Lsn::new(lsn)?;
             reader?.queries().txn(lsn).ok()?.map(|row| When(row.time))
+        };
+        let lacks_since = |pool: &PoolView| {
+            let changed = self.shared.age_beyond(pool.copied_lsn).map(before_now);
+            let logged = time_of(pool.copied_lsn + 1);
+            changed.into_iter().chain(logged).min()
         };
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -372,7 +410,7 @@ impl Core for Service {
             mount: self.config.mount.display().to_string(),
             fs_type: self.fs_type.clone(),
             fs_uuid: self.fs_uuid.clone(),
-            state: self.state(&notices),
+            state,
             notices,
             now: When::now(),
             started: self.started.into(),
@@ -383,11 +421,11 @@ impl Core for Service {
             durable_time: time_of(progress.durable.min(progress.folded)),
             folded_lsn: lsn_of(progress.folded),
             copied_lsn: lsn_of(copied),
-            lag: self.lag(reader),
+            lag,
             spool: self.spool_status(full),
             pools: pools
                 .iter()
-                .map(|pool| pool_status(pool, progress.durable, &time_of))
+                .map(|pool| pool_status(pool, progress.durable, &lacks_since))
                 .collect(),
             sweep: self.sweep_status(),
             events: EventCounts {
@@ -399,12 +437,9 @@ impl Core for Service {
             fuzzy_files: reader
                 .and_then(|reader| reader.queries().fuzzy_count().ok())
                 .unwrap_or(0),
-            unrestorable_files: self
-                .shared
-                .troubles()
-                .iter()
-                .filter(|(key, _)| key == "unreadable")
-                .count() as u64,
+            unrestorable_files: reader
+                .and_then(|reader| reader.queries().unrestorable_count().ok())
+                .unwrap_or(0),
             catalog: self.catalog_status(reader),
             memory_bytes: resident_bytes(),
         }
@@ -413,8 +448,6 @@ impl Core for Service {
     fn sync(&self, request: SyncRequest, cancelled: &AtomicBool) -> Result<SyncDone, CoreError> {
         let started = Instant::now();
         io::syncfs(self.mount.root()).map_err(|error| CoreError::Failed(error.to_string()))?;
-        // What was there before the daemon began is found by its first sweep.
-        self.wait_until(cancelled, || self.shared.sweeps.load(Ordering::Relaxed) > 0)?;
         let mut lsn = self.settle(cancelled)?;
         if request.sweep {
             // The sweep compares with what the catalog's readers see.
@@ -438,21 +471,20 @@ impl Core for Service {
     }
 
     fn sources(&self) -> Result<Arc<replay::sources::Sources>, CoreError> {
-        // What is in the open segment can be read once it is sealed.
-        let lsn = self.shared.progress().written;
-        self.shared.seal_wanted.store(true, Ordering::Relaxed);
-        self.shared.wake();
-        let never = AtomicBool::new(false);
-        self.wait_until(&never, || {
-            let sealed = self.spool.head().map_or(0, |head| head.next_lsn.get() - 1);
-            sealed >= lsn
-        })?;
-        let mut places = vec![self.config.spool.clone()];
+        // The open segment, which no volume has and which has no index yet, is read beside these.
+        let mut places = Vec::new();
+        if !self.spool.segments().is_empty() {
+            places.push(self.config.spool.clone());
+        }
+        let of_this_log = |path: &&PathBuf| {
+            matches!(directory::probe(path), Ok(Found::Labelled(volume))
+                if volume.label().log_id == self.log_id.0)
+        };
         places.extend(
             self.config
                 .volumes()
-                .filter(|path| path.join("VOLUME.json").exists())
-                .map(Path::to_owned),
+                .map(Path::to_owned)
+                .filter(|path| of_this_log(&path)),
         );
         Ok(Arc::new(replay::sources::Sources::open(&places)?))
     }
@@ -523,7 +555,7 @@ impl Core for Service {
             .waiting(&Key::Inode(handle))
             .map(|hint| hint.since)?;
         Some(Pending {
-            since: ago(since.elapsed()),
+            since: before_now(since.elapsed()),
             why: "it was changed and waits to be examined".to_owned(),
         })
     }
@@ -543,16 +575,26 @@ impl Core for Service {
             ..VerifyProgress::default()
         };
         let serial = volume.label().serial.to_string();
+        for no in inventory.faults.iter().filter_map(flush::damaged) {
+            let copy = self.board.verified(&serial, no, board::Found::Damaged);
+            let _ = self.asked.send(Asked::Copy(copy));
+        }
         for entry in &inventory.entries {
-            let segment = tierfs::SegmentNo::from_object_name(entry.name.as_str());
-            let mut copy = segment.map(|segment| crate::daemon::verified_copy(segment, &serial));
-            if let Err(error) = volume.verify(&entry.name) {
-                faults.push(error.to_string());
-                if let Some(copy) = &mut copy {
-                    "damaged".clone_into(&mut copy.state);
+            let verified = volume.verify(&entry.name);
+            let found = match &verified {
+                Ok(_) => board::Found::Good,
+                // The volume is gone: that says nothing of what is on it.
+                Err(error) if error.is_absent() => {
+                    return Err(CoreError::Failed(error.to_string()));
                 }
+                Err(_) if volume.open(&entry.name).is_err() => board::Found::Gone,
+                Err(_) => board::Found::Damaged,
+            };
+            if let Err(error) = verified {
+                faults.push(error.to_string());
             }
-            if let Some(copy) = copy {
+            if let Some(no) = tierfs::SegmentNo::from_object_name(entry.name.as_str()) {
+                let copy = self.board.verified(&serial, no, found);
                 let _ = self.asked.send(Asked::Copy(copy));
             }
             at.objects += 1;
@@ -585,33 +627,24 @@ impl Core for Service {
     }
 }
 
-fn pool_status(pool: &PoolView, durable: u64, time_of: &dyn Fn(u64) -> Option<When>) -> PoolStatus {
-    let waiting = pool.waits.as_ref().map(|why| {
-        let full = pool.volumes.iter().all(|volume| volume.state == "full");
-        let absent = pool.volumes.iter().find(|volume| volume.state == "absent");
-        let named = absent.or(pool.volumes.last());
-        Waiting {
-            reason: match (full, absent) {
-                (true, _) => WaitingReason::Full,
-                (_, Some(_)) => WaitingReason::Absent,
-                _ => WaitingReason::Failed,
-            },
-            serial: named.and_then(|volume| volume.serial.clone()),
-            path: named.map_or(String::new(), |volume| volume.path.display().to_string()),
-            since: pool.since.unwrap_or_else(Time::now).into(),
-            why: named
-                .and_then(|volume| volume.why.clone())
-                .unwrap_or_else(|| why.clone()),
-        }
+fn pool_status(
+    pool: &PoolView,
+    durable: u64,
+    lacks_since: &dyn Fn(&PoolView) -> Option<When>,
+) -> PoolStatus {
+    let waiting = pool.waits.as_ref().map(|waits| Waiting {
+        reason: waits.reason,
+        serial: waits.serial.clone(),
+        path: waits.path.display().to_string(),
+        since: pool.since.unwrap_or_else(Time::now).into(),
+        why: waits.why.clone(),
     });
     PoolStatus {
         name: pool.name.clone(),
         copied_lsn: lsn_of(pool.copied_lsn),
-        lacks_since: if pool.copied_lsn < durable {
-            time_of(pool.copied_lsn + 1)
-        } else {
-            None
-        },
+        lacks_since: (pool.copied_lsn < durable)
+            .then(|| lacks_since(pool))
+            .flatten(),
         lacks_segments: pool.lacks.0,
         lacks_bytes: pool.lacks.1,
         waiting,
@@ -624,19 +657,12 @@ fn volume_status(volume: &VolumeView) -> VolumeStatus {
         serial: volume.serial.clone(),
         path: volume.path.display().to_string(),
         backend: "directory".to_owned(),
-        state: match volume.state {
-            "filling" => VolumeState::Filling,
-            "full" => VolumeState::Full,
-            "foreign" => VolumeState::Foreign,
-            "damaged" => VolumeState::Damaged,
-            "empty" => VolumeState::Scratch,
-            _ => VolumeState::Absent,
-        },
+        state: volume.state,
         segments: volume.segments,
         bytes: volume.bytes,
-        free_bytes: volume.free,
-        last_verified: None,
-        damaged: 0,
+        free_bytes: volume.free.filter(|_| volume.state != VolumeState::Absent),
+        last_verified: volume.verified.map(When),
+        damaged: volume.damaged,
     }
 }
 

@@ -4,20 +4,27 @@
 //! through this. No lock here is held across a system call.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use tierfs::Time;
 
 use crate::capture::hints::{Hints, Noted};
-use crate::control::model::{Event, Notice, Severity};
+use crate::control::model::{Event, Notice, Severity, State};
 use crate::control::when::When;
+use crate::examination::{Covers, Examination, Facts};
 use crate::sys::handle::Handle;
 
 /// Events kept for each subscriber; one who is slower misses some and is told how many.
 const EVENTS_KEPT: usize = 4096;
+
+/// Ages of transactions kept; of more, neighbours share the older one's.
+const AGES_KEPT: usize = 4096;
+/// A failed transaction that is tried again and again is trouble after this time.
+const REFUSED_FOR: Duration = Duration::from_mins(1);
 
 /// How far the log is. An LSN of 0 stands for none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -62,6 +69,37 @@ impl Trouble {
     }
 }
 
+/// What is known of a trouble beside its words.
+struct Kept {
+    trouble: Trouble,
+    /// When it was last met.
+    met: Instant,
+}
+
+/// Since when the oldest change waited that a transaction, or a later one, brought into the log. LSNs
+/// and moments ascend.
+#[derive(Default)]
+struct Ages(VecDeque<(u64, Instant)>);
+
+impl Ages {
+    fn note(&mut self, lsn: u64, since: Instant) {
+        while self.0.pop_back_if(|(_, other)| *other >= since).is_some() {}
+        self.0.push_back((lsn, since));
+        if self.0.len() > AGES_KEPT {
+            let old: Vec<_> = self.0.drain(..).collect();
+            let pairs = old.chunks(2);
+            self.0 = pairs
+                .filter_map(|pair| Some((pair.last()?.0, pair.first()?.1)))
+                .collect();
+        }
+    }
+
+    fn beyond(&self, lsn: u64) -> Option<Instant> {
+        let at = self.0.partition_point(|(other, _)| *other <= lsn);
+        self.0.get(at).map(|(_, since)| *since)
+    }
+}
+
 struct Subscriber {
     to: Sender<Event>,
     missed: u64,
@@ -78,7 +116,7 @@ pub struct Counters {
     pub examined: AtomicU64,
     /// Fuzzy versions committed.
     pub fuzzy: AtomicU64,
-    /// Bytes appended to the log.
+    /// Bytes appended to the log, as they are stored.
     pub bytes_logged: AtomicU64,
     /// Differences that sweeps found.
     pub swept_found: AtomicU64,
@@ -104,6 +142,8 @@ pub struct Shared {
     pub examining: AtomicUsize,
     /// The sweep that is running, or was last: when it ended (unix seconds), 0 while the first runs.
     pub swept_at: AtomicU64,
+    /// When the sweep that is running, or was last, began (unix seconds).
+    pub swept_from: AtomicU64,
     /// How many sweeps ended.
     pub sweeps: AtomicU64,
     /// What the last sweep found.
@@ -119,9 +159,16 @@ pub struct Shared {
     /// Directories that were asked to be walked, and are not yet.
     pub walks: AtomicUsize,
     unwalked: Mutex<VecDeque<Handle>>,
-    troubles: Mutex<BTreeMap<String, Trouble>>,
+    troubles: Mutex<BTreeMap<String, Kept>>,
     subscribers: Mutex<Vec<Subscriber>>,
-    slow: Mutex<VecDeque<(String, u64)>>,
+    examination: Mutex<Examination>,
+    ages: Mutex<Ages>,
+    /// Since when the event reader is behind the kernel's queue.
+    reading: Mutex<Option<Instant>>,
+    /// Since when no transaction was taken, and one was refused.
+    refused: Mutex<Option<Instant>>,
+    told: Mutex<Option<State>>,
+    public: OnceLock<(PathBuf, Vec<u8>)>,
 }
 
 /// A lock that a panicking thread held is taken all the same: what it guards is valid at every step.
@@ -145,6 +192,7 @@ impl Shared {
             stopping: AtomicBool::new(false),
             examining: AtomicUsize::new(0),
             swept_at: AtomicU64::new(0),
+            swept_from: AtomicU64::new(0),
             sweeps: AtomicU64::new(0),
             last_found: AtomicU64::new(0),
             taken_over: AtomicBool::new(false),
@@ -155,8 +203,33 @@ impl Shared {
             unwalked: Mutex::default(),
             troubles: Mutex::default(),
             subscribers: Mutex::default(),
-            slow: Mutex::default(),
+            examination: Mutex::default(),
+            ages: Mutex::default(),
+            reading: Mutex::default(),
+            refused: Mutex::default(),
+            told: Mutex::default(),
+            public: OnceLock::new(),
         }
+    }
+
+    /// Says where the public mount is, and which directory of the log's tree is its root. Once.
+    pub fn set_public(&self, mount: &Path, prefix: Vec<u8>) {
+        let _ = self.public.set((mount.to_owned(), prefix));
+    }
+
+    /// A path of the log's tree as people see it: absolute, on the public mount. `None` for what lies
+    /// outside of it (another subvolume).
+    pub fn on_mount(&self, in_log: &[u8]) -> Option<String> {
+        let (mount, prefix) = self.public.get()?;
+        let below = match in_log.strip_prefix(prefix.as_slice())? {
+            below if prefix.is_empty() || below.is_empty() => below,
+            below => below.strip_prefix(b"/")?,
+        };
+        let mut path = mount.clone();
+        if !below.is_empty() {
+            path.push(String::from_utf8_lossy(below).as_ref());
+        }
+        Some(path.display().to_string())
     }
 
     /// The open hints.
@@ -218,9 +291,15 @@ impl Shared {
 
     /// Moves the watermarks, in their order, and wakes who waits for them.
     pub fn advance(&self, change: impl FnOnce(&mut Progress)) {
+        // What a transaction brings into the log is among the open hints until it is appended.
+        let waiting = self.hints().oldest().map(|(since, _)| since);
         let mut progress = lock(&self.progress);
         let before = *progress;
         change(&mut progress);
+        if progress.written > before.written {
+            let since = waiting.unwrap_or_else(Instant::now);
+            lock(&self.ages).note(progress.written, since);
+        }
         assert!(
             progress.folded <= progress.durable && progress.durable <= progress.written,
             "{progress:?}"
@@ -267,16 +346,15 @@ impl Shared {
     ) {
         let (what, why, todo) = (what.into(), why.into(), todo.into());
         let mut troubles = lock(&self.troubles);
-        if troubles
-            .get(key)
-            .is_some_and(|known| known.what == what && known.why == why)
-        {
-            return;
+        let mut since = Time::now();
+        if let Some(Kept { trouble, met }) = troubles.get_mut(key) {
+            *met = Instant::now();
+            since = trouble.since;
+            if (&trouble.what, &trouble.why, &trouble.todo) == (&what, &why, &todo) {
+                return;
+            }
         }
         tracing::warn!(key, "{what}: {why}; {todo}");
-        let since = troubles
-            .get(key)
-            .map_or_else(Time::now, |known| known.since);
         let trouble = Trouble {
             what,
             why,
@@ -284,7 +362,11 @@ impl Shared {
             severe,
             since,
         };
-        troubles.insert(key.to_owned(), trouble.clone());
+        let kept = Kept {
+            trouble: trouble.clone(),
+            met: Instant::now(),
+        };
+        troubles.insert(key.to_owned(), kept);
         drop(troubles);
         self.tell(&Event::Notice {
             time: When::now(),
@@ -314,8 +396,147 @@ impl Shared {
     pub fn troubles(&self) -> Vec<(String, Trouble)> {
         lock(&self.troubles)
             .iter()
-            .map(|(key, trouble)| (key.clone(), trouble.clone()))
+            .map(|(key, kept)| (key.clone(), kept.trouble.clone()))
             .collect()
+    }
+
+    // ---- what is true of everything ------------------------------------------------------------
+
+    /// Events were lost, or nobody listened: everything must be looked at by a sweep that begins now.
+    pub fn ask_examination(&self) {
+        lock(&self.examination).ask();
+        self.tell_state();
+    }
+
+    /// How many examinations were asked for.
+    pub fn examinations_asked(&self) -> u64 {
+        lock(&self.examination).asked()
+    }
+
+    /// How many of them a sweep has covered; what it found is noted, but may still be open.
+    pub fn examinations_swept(&self) -> u64 {
+        lock(&self.examination).swept()
+    }
+
+    /// A sweep begins.
+    pub fn sweep_begins(&self) -> Covers {
+        lock(&self.examination).begins()
+    }
+
+    /// It has noted the last difference.
+    pub fn sweep_ends(&self, covers: Covers) {
+        let facts = self.facts();
+        lock(&self.examination).ends(covers, facts);
+    }
+
+    fn facts(&self) -> Facts {
+        // In this order: what is settled was appended before, what is walked was noted before.
+        let walks = self.walks.load(Ordering::Acquire);
+        let (oldest, last) = {
+            let hints = self.hints();
+            (hints.oldest_seq(), hints.last_seq())
+        };
+        let walks = walks.max(self.walks.load(Ordering::Acquire));
+        let Progress {
+            written, durable, ..
+        } = self.progress();
+        Facts {
+            oldest,
+            last,
+            walks,
+            written,
+            durable,
+        }
+    }
+
+    /// True where everything that the start and lost events called for is examined and durable. What
+    /// could not be examined before the last sweep, and was by it, is no trouble any more.
+    pub fn is_examined(&self) -> bool {
+        let facts = self.facts();
+        let mut examination = lock(&self.examination);
+        let begun = examination.look(facts);
+        let over = examination.is_over();
+        drop(examination);
+        if let Some(begun) = begun {
+            for key in ["unexamined", "unreadable"] {
+                let met = lock(&self.troubles).get(key).map(|kept| kept.met);
+                if met.is_some_and(|met| met < begun) {
+                    self.well(key);
+                }
+            }
+        }
+        over
+    }
+
+    /// What the daemon is at.
+    pub fn state(&self) -> State {
+        let examined = self.is_examined();
+        let severe = lock(&self.troubles)
+            .values()
+            .any(|kept| kept.trouble.severe);
+        if self.stopping() {
+            State::Stopping
+        } else if severe {
+            State::Degraded
+        } else if examined {
+            State::Following
+        } else {
+            State::Examining
+        }
+    }
+
+    /// Tells the subscribers where the daemon is at something else.
+    pub fn tell_state(&self) {
+        let state = self.state();
+        if lock(&self.told).replace(state) != Some(state) {
+            let time = When::now();
+            self.tell(&Event::State { time, state });
+        }
+    }
+
+    /// How long the oldest change has waited that came into the log with a later transaction than
+    /// `lsn`. `None` where there is none, or only what an earlier run of the daemon has appended.
+    pub fn age_beyond(&self, lsn: u64) -> Option<Duration> {
+        let since = lock(&self.ages).beyond(lsn);
+        since.map(|since| since.elapsed())
+    }
+
+    /// The event reader begins to read (`true`), or has emptied the kernel's queue.
+    pub fn reads_events(&self, reading: bool) {
+        let mut since = lock(&self.reading);
+        *since = reading.then(|| since.unwrap_or_else(Instant::now));
+    }
+
+    /// How long the event reader has been behind the kernel's queue.
+    pub fn events_behind(&self) -> Option<Duration> {
+        lock(&self.reading).map(|since| since.elapsed())
+    }
+
+    /// A transaction was taken (`None`), or does not fit the tree as the catalog has it. Nothing is
+    /// lost by that, its parts are examined again; it is trouble only where it goes on.
+    pub fn refused(&self, why: Option<&dyn std::fmt::Display>) {
+        let mut since = lock(&self.refused);
+        let Some(why) = why else {
+            if since.take().is_some() {
+                drop(since);
+                self.well("refused");
+            }
+            return;
+        };
+        let first = *since.get_or_insert_with(Instant::now);
+        drop(since);
+        tracing::info!(
+            "what was found does not fit together yet ({why}): nothing is lost, it is looked at again"
+        );
+        if first.elapsed() >= REFUSED_FOR {
+            self.trouble(
+                "refused",
+                true,
+                "changes do not get into the log, though they are looked at again and again",
+                why.to_string(),
+                "restart hsmd; if that does not help, stop it and run `tierctl catalog rebuild`, and report this message",
+            );
+        }
     }
 
     /// A new subscriber's end.
@@ -353,17 +574,7 @@ impl Shared {
             }
         });
     }
-
-    /// Remembers a file whose examination took long, for status.
-    pub fn slow_file(&self, path: String, millis: u64) {
-        let mut slow = lock(&self.slow);
-        slow.retain(|(known, _)| *known != path);
-        slow.push_front((path, millis));
-        slow.truncate(8);
-    }
-
-    /// Files whose examination took long, newest first, with milliseconds.
-    pub fn slow_files(&self) -> Vec<(String, u64)> {
-        lock(&self.slow).iter().cloned().collect()
-    }
 }
+
+#[cfg(test)]
+mod tests;

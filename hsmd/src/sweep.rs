@@ -431,10 +431,16 @@ pub fn run(
 ) {
     while !shared.stopping() {
         let _ = asked.try_recv();
-        // What could not be examined is tried again by this sweep.
-        shared.well("unexamined");
-        shared.well("unreadable");
+        let covers = shared.sweep_begins();
+        shared.swept_from.store(unix_now(), Ordering::Relaxed);
+        shared.counters.swept_entries.store(0, Ordering::Relaxed);
         shared.sweeping.store(true, Ordering::Relaxed);
+        shared.tell(&Event::Sweep {
+            time: When::now(),
+            finished: false,
+            files: 0,
+            found: 0,
+        });
         let mut sweep = Sweep::new(mount.clone(), shared.clone(), catalog);
         let result = match &mut sweep {
             Ok(sweep) => sweep.run(),
@@ -442,6 +448,7 @@ pub fn run(
         };
         let patience = match result {
             Ok(swept) => {
+                shared.sweep_ends(covers);
                 ended(shared, &swept);
                 interval
             }
@@ -508,6 +515,7 @@ fn wait(
                 }
             }
         }
+        shared.tell_state();
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return;

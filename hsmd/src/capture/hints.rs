@@ -225,7 +225,8 @@ impl Hints {
         self.oldest_seq().is_none_or(|oldest| oldest > seq)
     }
 
-    fn oldest_seq(&self) -> Option<u64> {
+    /// The number of the oldest open hint.
+    pub fn oldest_seq(&self) -> Option<u64> {
         let pending = self.pending.keys().next();
         pending
             .into_iter()
@@ -246,6 +247,11 @@ impl Hints {
             Some(pending) => Some((pending.hint.since, Some(&pending.hint))),
             None => self.active.get(&seq).map(|since| (*since, None)),
         }
+    }
+
+    /// Those that wait longest, the oldest first.
+    pub fn longest(&self, max: usize) -> impl Iterator<Item = &Hint> {
+        self.pending.values().take(max).map(|pending| &pending.hint)
     }
 
     /// The open hint for a key, while it waits.

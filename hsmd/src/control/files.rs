@@ -181,7 +181,7 @@ fn copies(
     let mut by_serial: BTreeMap<String, Vec<CopyRow>> = BTreeMap::new();
     for segment in needed {
         for copy in queries.copies(*segment)? {
-            if copy.state != "damaged" {
+            if crate::board::is_good(&copy.state) {
                 by_serial.entry(copy.serial.clone()).or_default().push(copy);
             }
         }

@@ -61,11 +61,11 @@ pub struct Status {
     pub events: EventCounts,
     /// Files and directories examined since the start.
     pub examined_files: u64,
-    /// Bytes of content logged since the start, before compression.
+    /// Bytes by which the log grew since the start, as stored: compressed, content and transactions.
     pub logged_bytes: u64,
     /// Files whose newest version was read while it changed.
     pub fuzzy_files: u64,
-    /// Files of which something cannot be restored.
+    /// Files of which something cannot be restored: encrypted by fscrypt, sealed by verity, not readable.
     pub unrestorable_files: u64,
     /// The catalog.
     pub catalog: CatalogStatus,
@@ -122,13 +122,13 @@ pub struct Notice {
 pub struct Lag {
     /// How many files wait for examination.
     pub pending: u64,
-    /// How long the oldest has been waiting.
+    /// How long the oldest change has been waiting that is not yet durable in the spool.
     pub oldest_age_ms: Option<u64>,
     /// Which one that is.
     pub oldest_path: Option<String>,
     /// Those that wait longest, a few.
     pub worst: Vec<LagFile>,
-    /// How far a first examination of the tree is.
+    /// How far the examination of the tree is, at the start or after events were lost.
     pub examination: Option<Progress>,
 }
 
@@ -184,7 +184,7 @@ pub struct PoolStatus {
     pub name: String,
     /// Everything up to this transaction is on its volumes, read back and checked.
     pub copied_lsn: Option<u64>,
-    /// The time of the first transaction that it lacks; `null` when it has all that is durable.
+    /// Since when changes may be missing on it; `null` when it has all that is durable.
     pub lacks_since: Option<When>,
     /// Sealed segments that it lacks.
     pub lacks_segments: u64,
@@ -240,9 +240,10 @@ pub struct VolumeStatus {
     pub bytes: u64,
     /// What fits on it yet; `null` while it is absent.
     pub free_bytes: Option<u64>,
-    /// When all of it was last read back and compared; `null`: never since it was written.
+    /// Every segment on it was read back and compared then or later, when it was written or by a check;
+    /// `null`: of some it is only known that the volume's inventory lists them.
     pub last_verified: Option<When>,
-    /// Damaged objects found on it.
+    /// Segments on it that are known to be damaged.
     pub damaged: u64,
 }
 
@@ -321,17 +322,6 @@ pub struct CatalogStatus {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// A file was compared with the log.
-    Examined {
-        /// When.
-        time: When,
-        /// Which.
-        path: String,
-        /// The transaction that holds what was found, `null` where nothing had changed.
-        lsn: Option<u64>,
-        /// Bytes of content logged.
-        bytes: u64,
-    },
     /// Transactions are safe in the spool.
     Durable {
         /// When.

@@ -31,19 +31,6 @@ fn word<T: serde::Serialize>(value: &T) -> String {
 /// One line about an event.
 pub(super) fn render(event: &Event) -> String {
     let text = match event {
-        Event::Examined {
-            time,
-            path,
-            lsn,
-            bytes,
-        } => match lsn {
-            Some(lsn) => format!(
-                "{time} examined {}: LSN {lsn}, {} of content",
-                name(path),
-                size(*bytes)
-            ),
-            None => format!("{time} examined {}: as logged", name(path)),
-        },
         Event::Durable {
             time,
             lsn,

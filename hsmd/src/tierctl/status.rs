@@ -70,18 +70,10 @@ fn trouble(status: &Status) -> Option<String> {
     let waiting = status.pools.iter().find_map(|pool| {
         pool.waiting
             .as_ref()
-            .map(|waiting| waiting_text(pool, waiting))
+            .map(|waiting| waiting_text(pool, waiting, status.now))
     });
     if status.spool.full {
-        let cause = waiting.unwrap_or_else(|| {
-            "give it more room (spool_bytes_max in the configuration, or space on its disk)"
-                .to_owned()
-        });
-        return Some(format!(
-            "the spool is full ({} of {}), changes wait on the disk, unlogged; {cause}",
-            size(status.spool.bytes),
-            size(status.spool.bytes_max)
-        ));
+        return Some(spool_text(status, waiting));
     }
     let worst = status
         .notices
@@ -99,23 +91,57 @@ fn trouble(status: &Status) -> Option<String> {
     waiting.or(worst).or_else(degraded)
 }
 
-fn waiting_text(pool: &PoolStatus, waiting: &Waiting) -> String {
+fn spool_text(status: &Status, waiting: Option<String>) -> String {
+    let spool = &status.spool;
+    // Either its own limit is reached or its disk is full.
+    let by_limit = spool.bytes_max.saturating_sub(spool.bytes) < spool.free_bytes;
+    let (room, more) = if by_limit {
+        (
+            format!("{} of {}", size(spool.bytes), size(spool.bytes_max)),
+            "raise spool_bytes_max in the configuration and restart hsmd".to_owned(),
+        )
+    } else {
+        (
+            format!("its disk has {} left", size(spool.free_bytes)),
+            format!("make room on the disk of {}", name(&spool.path)),
+        )
+    };
+    let age = span(status.lag.oldest_age_ms.unwrap_or(0).max(status.rpo_ms));
+    let todo = match waiting {
+        Some(waiting) => format!("{waiting}; or {more}"),
+        None => more,
+    };
+    format!(
+        "the spool is full ({room}): what was changed in the last {age} is not logged, only the watched disk has it; {todo}"
+    )
+}
+
+fn waiting_text(pool: &PoolStatus, waiting: &Waiting, now: When) -> String {
     let volume = waiting.serial.as_ref().map_or_else(
         || "a volume".to_owned(),
         |serial| format!("volume {serial}"),
     );
     let path = name(&waiting.path);
+    let lacks = pool.lacks_since.map_or_else(String::new, |since| {
+        let since = span(since.millis_until(now));
+        format!(" and lacks changes of the last {since}")
+    });
     match waiting.reason {
         WaitingReason::Absent => format!(
-            "pool {} waits for {volume} (expected at {path}): mount it",
+            "pool {} waits for {volume} (expected at {path}){lacks}: mount it there, copying goes on by itself",
             pool.name
         ),
         WaitingReason::Full => format!(
-            "pool {} is full ({volume} at {path} is its last): add a directory to its volumes in the configuration, and restart hsmd",
+            "pool {} is full ({volume} at {path} is its last){lacks}: add a directory on another disk to its volumes in the configuration, and restart hsmd",
             pool.name
         ),
+        WaitingReason::Failed if waiting.serial.is_none() => format!(
+            "pool {} cannot go on{lacks}: {}",
+            pool.name,
+            name(&waiting.why)
+        ),
         WaitingReason::Failed => format!(
-            "pool {} cannot use {volume} at {path}: {}",
+            "pool {} cannot use {volume} at {path}{lacks}: {}",
             pool.name,
             name(&waiting.why)
         ),
@@ -135,8 +161,15 @@ fn catching_up(status: &Status) -> Option<String> {
                 .map_or_else(String::new, |progress| {
                     format!(", {}", progress_text(progress, status.now))
                 });
+            let waiting = match status.lag.pending {
+                0 => String::new(),
+                pending => format!(
+                    ", {} to be logged",
+                    some(pending, "file waits", "files wait")
+                ),
+            };
             return Some(format!(
-                "hsmd compares {} with the log{far}",
+                "hsmd compares {} with the log{far}{waiting}; what was changed while nobody watched is not safe before that is done",
                 name(&status.mount)
             ));
         }
@@ -161,7 +194,7 @@ fn catching_up(status: &Status) -> Option<String> {
             some(behind.lacks_segments, "segment", "segments"),
             size(behind.lacks_bytes),
             match status.lag.oldest_age_ms {
-                Some(age) => format!("everything up to {} ago is in the spool", span(age)),
+                Some(age) => format!("everything changed up to {} ago is in the spool", span(age)),
                 None => "everything is in the spool".to_owned(),
             }
         )
@@ -169,7 +202,11 @@ fn catching_up(status: &Status) -> Option<String> {
 }
 
 fn lag_text(status: &Status) -> String {
-    let files = some(status.lag.pending, "file waits", "files wait");
+    let files = match status.lag.pending {
+        // Examined, and not durable; or not even read from the kernel.
+        0 => "changes wait".to_owned(),
+        pending => some(pending, "file waits", "files wait"),
+    };
     let age = span(status.lag.oldest_age_ms.unwrap_or(0));
     match &status.lag.oldest_path {
         Some(path) => format!(
@@ -205,15 +242,18 @@ fn until(status: &Status, pools: &[&PoolStatus]) -> String {
     let uncopied = lacked.map(|since| since.millis_until(status.now)).max();
     let all = status.pools.len() as u64;
     let on = format!("on {} of {}", pools.len(), some(all, "pool", "pools"));
-    let spool = format!("everything up to {} ago is in the spool", span(unlogged));
+    let spool = format!(
+        "everything changed up to {} ago is in the spool",
+        span(unlogged)
+    );
     match uncopied {
         _ if pools.is_empty() => spool,
         Some(uncopied) if uncopied > unlogged => format!(
-            "everything up to {} ago is {on}, and up to {} ago in the spool",
+            "everything changed up to {} ago is {on}, and up to {} ago in the spool",
             span(uncopied),
             span(unlogged)
         ),
-        _ => format!("everything up to {} ago is {on}", span(unlogged)),
+        _ => format!("everything changed up to {} ago is {on}", span(unlogged)),
     }
 }
 
@@ -336,7 +376,7 @@ fn overview(status: &Status) -> String {
 
 fn lag(status: &Status) -> String {
     let lag = &status.lag;
-    if lag.pending == 0 {
+    if lag.pending == 0 && lag.oldest_age_ms.is_none() {
         return line("waiting", "nothing");
     }
     let mut text = line("waiting", &lag_text(status));
@@ -438,7 +478,7 @@ pub(super) fn volume_cells(volume: &VolumeStatus) -> [String; 7] {
         size(volume.bytes),
         volume.free_bytes.map_or_else(dash, size),
         volume.last_verified.map_or_else(
-            || "when written".to_owned(),
+            || "unknown".to_owned(),
             |time| time.to_the_second().to_string(),
         ),
         name(&volume.path),
@@ -462,11 +502,12 @@ fn counters(status: &Status) -> String {
     if let Some(next) = sweep.next.filter(|_| sweep.running.is_none()) {
         parts.push(format!("next in {}", span(status.now.millis_until(next))));
     }
+    parts.push("it finds what raises no event (mmap, chattr)".to_owned());
     let mut text = line("sweep", &parts.join("; "));
     text += &line(
         "activity",
         &format!(
-            "{} read, {}; {} examined, {} logged since the start",
+            "{} read, {}; {} examined, the log grew by {} since the start",
             some(status.events.read, "event", "events"),
             some(status.events.overflows, "overflow", "overflows"),
             some(status.examined_files, "file", "files"),
@@ -488,7 +529,7 @@ fn counters(status: &Status) -> String {
         text += &line(
             "marked",
             &format!(
-                "{} fuzzy (changed while read), {} not restorable in full",
+                "{} fuzzy (changed while read), {} not restorable in full (`tierctl state FILE` says why)",
                 some(status.fuzzy_files, "file", "files"),
                 count(status.unrestorable_files)
             ),

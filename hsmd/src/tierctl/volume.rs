@@ -11,7 +11,7 @@ use super::format::{Side, Table, add, percent, size, some};
 use super::status::{volume_cells, volume_table};
 use super::{PROGRAM, connect};
 use crate::control::client::ClientError;
-use crate::control::model::{PoolVolume, VerifyDone, VerifyProgress};
+use crate::control::model::{PoolVolume, VerifyDone, VerifyProgress, VolumeStatus};
 use crate::output::{self, Exit};
 
 pub(super) fn list(args: &Args) -> anyhow::Result<Exit> {
@@ -41,7 +41,20 @@ pub(super) fn render_list(volumes: &[PoolVolume]) -> String {
     for PoolVolume { pool, volume } in volumes {
         table.row(std::iter::once(pool.clone()).chain(volume_cells(volume)));
     }
-    table.text()
+    let damage = volumes.iter().map(|one| damage_text(&one.volume));
+    table.text() + &damage.collect::<String>()
+}
+
+/// What to do about a damaged volume; nothing about a whole one.
+fn damage_text(volume: &VolumeStatus) -> String {
+    match volume.damaged {
+        0 => String::new(),
+        damaged => format!(
+            "volume {}: {} damaged; `tierctl status` says what to do, `tierctl volume verify` reads it again\n",
+            volume.serial.as_deref().unwrap_or("without a serial"),
+            some(damaged, "segment is", "segments are")
+        ),
+    }
 }
 
 pub(super) fn show(args: &Args, serial: &str) -> anyhow::Result<Exit> {
@@ -65,7 +78,7 @@ pub(super) fn show(args: &Args, serial: &str) -> anyhow::Result<Exit> {
             "volume of pool {}, kind {}\n",
             found.pool, found.volume.backend
         );
-        output::text(&(of_pool + &table.text()))?;
+        output::text(&(of_pool + &table.text() + &damage_text(&found.volume)))?;
     }
     Ok(Exit::Done)
 }

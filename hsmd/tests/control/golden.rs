@@ -46,7 +46,7 @@ fn all_is_well() {
     }
     assert_eq!(
         verdict(&status).line,
-        "SAFE: everything up to 1 s ago is on 2 of 2 pools"
+        "SAFE: everything changed up to 1 s ago is on 2 of 2 pools"
     );
 }
 
@@ -121,7 +121,7 @@ fn a_volume_is_missing() {
     let status = without_volume();
     assert_eq!(
         verdict(&status).line,
-        "NOT SAFE YET: pool b waits for volume 91827364a5b6c7d8 (expected at /archive/b1): mount it"
+        "NOT SAFE YET: pool b waits for volume 91827364a5b6c7d8 (expected at /archive/b1) and lacks changes of the last 3 h: mount it there, copying goes on by itself"
     );
     check("volume-missing.txt", Word::NotSafe, &status);
 }
@@ -142,6 +142,74 @@ fn the_spool_is_full() {
         since: Some(when("2026-11-20T15:00:00Z")),
     }];
     check("spool-full.txt", Word::NotSafe, &status);
+}
+
+#[test]
+fn the_disk_of_the_spool_is_full() {
+    let mut status = all_well();
+    status.spool.full = true;
+    status.spool.free_bytes = 12 << 10;
+    status.state = State::Degraded;
+    status.lag.oldest_age_ms = Some(300_000);
+    assert_eq!(
+        verdict(&status).line,
+        "NOT SAFE YET: the spool is full (its disk has 12 KiB left): what was changed in the last 5 min is not logged, only the watched disk has it; make room on the disk of /var/lib/hsmd/spool"
+    );
+}
+
+#[test]
+fn what_is_not_durable_yet_waits_though_no_file_does() {
+    let mut status = all_well();
+    status.lag.oldest_age_ms = Some(42_000);
+    assert_eq!(
+        verdict(&status).line,
+        "CATCHING UP: changes wait to be logged, the oldest for 42 s"
+    );
+    assert!(render(&status).contains("waiting   changes wait to be logged, the oldest for 42 s"));
+}
+
+/// A segment of pool b is damaged, and the pool has no other copy of it.
+fn with_damage() -> Status {
+    let mut status = all_well();
+    let pool = &mut status.pools[1];
+    pool.copied_lsn = Some(700);
+    pool.lacks_since = Some(when("2026-11-20T14:00:00Z"));
+    pool.lacks_segments = 1;
+    pool.lacks_bytes = 64 << 20;
+    pool.volumes[0].damaged = 1;
+    let serial = pool.volumes[0].serial.clone();
+    pool.waiting = Some(Waiting {
+        reason: WaitingReason::Failed,
+        serial,
+        path: "/archive/b1".to_owned(),
+        since: when("2026-11-20T16:00:00Z"),
+        why: "its copy of segment 12 is damaged, and the pool has no other volume to copy it to: \
+              add an empty directory on another disk to the pool's volumes and restart hsmd"
+            .to_owned(),
+    });
+    status.copied_lsn = Some(700);
+    status.state = State::Degraded;
+    status.notices = vec![Notice {
+        severity: Severity::Error,
+        what: "volume 91827364a5b6c7d8 of pool b at /archive/b1 is damaged".to_owned(),
+        why: "segment 12 cannot be read back as written".to_owned(),
+        advice: "add an empty directory on another disk to the volumes of pool b in the configuration and restart hsmd: \
+                 what is damaged is copied there again from the spool or another pool; then replace this disk"
+            .to_owned(),
+        since: Some(when("2026-11-20T16:00:00Z")),
+    }];
+    status
+}
+
+#[test]
+fn a_volume_is_damaged() {
+    check("volume-damaged.txt", Word::NotSafe, &with_damage());
+    let daemon = Daemon::start();
+    *daemon.core.status.lock().unwrap() = with_damage();
+    golden(
+        "volume-list.txt",
+        &run(&mut daemon.tierctl(&["volume", "list"])).out,
+    );
 }
 
 #[test]
@@ -224,6 +292,8 @@ fn every_golden_file_is_used() {
         "no-config.txt",
         "spool-full.txt",
         "status.json",
+        "volume-damaged.txt",
+        "volume-list.txt",
         "volume-missing.txt",
     ];
     assert_eq!(names, known);

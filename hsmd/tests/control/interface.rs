@@ -288,12 +288,6 @@ fn file_state(path: PathText) -> FileState {
 fn event_keys() -> BTreeSet<String> {
     let (time, text) = (at(0), String::new);
     let events = [
-        Event::Examined {
-            time,
-            path: text(),
-            lsn: None,
-            bytes: 0,
-        },
         Event::Durable {
             time,
             lsn: 1,

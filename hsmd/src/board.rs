@@ -1,0 +1,666 @@
+//! Who has which segment: what there is to copy, what each volume holds, what on it is damaged.
+//!
+//! A pool has a segment where a volume of its holds a good copy: one that was read back when it was
+//! written, or that the volume's own inventory lists, and that no check has found damaged. Of a volume
+//! that is not at hand the catalog's local table says so; it counts for its pool as long as its place
+//! is one of those configured. So what status says of copies is the same after a restart, a segment
+//! that was found damaged or gone is copied again, and a pool that comes late gets the whole log.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use tierfs::catalog::{self, CopyRow, Queries, Reader, SegmentRow};
+use tierfs::writer::SealedSegment;
+use tierfs::{Hash, Lsn, SegmentNo, Time};
+
+use crate::config::Config;
+use crate::control::model::{VolumeState, WaitingReason};
+use crate::shared::{Shared, lock};
+
+/// Rows read from the catalog at a time.
+const PAGE: usize = 10_000;
+/// Segments named in a message.
+const NAMED: usize = 5;
+/// The copy was read back and is as it was written.
+const VERIFIED: &str = "verified";
+/// The volume's inventory lists the copy.
+const LISTED: &str = "listed";
+/// The copy is not as it was written.
+const DAMAGED: &str = "damaged";
+/// The copy was there and is not any more.
+const LOST: &str = "lost";
+
+/// True where a copy in this state, in the catalog's local table, can be read as far as is known.
+pub fn is_good(state: &str) -> bool {
+    matches!(state, VERIFIED | LISTED)
+}
+
+/// A segment that is in the spool, or that some pool lacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Due {
+    /// Its number.
+    pub no: SegmentNo,
+    /// BLAKE3 of its file.
+    pub hash: Hash,
+    /// Its size.
+    pub bytes: u64,
+    /// The last LSN before it.
+    pub before: u64,
+    /// The last LSN in it or before it.
+    pub lsn: u64,
+    /// Whether it is in the spool.
+    pub spooled: bool,
+}
+
+impl Due {
+    fn new(no: SegmentNo, hash: Hash, bytes: u64, (first, last): (Lsn, Option<Lsn>)) -> Self {
+        let before = first.get() - 1;
+        Self {
+            no,
+            hash,
+            bytes,
+            before,
+            lsn: last.map_or(before, Lsn::get),
+            spooled: false,
+        }
+    }
+}
+
+impl From<&SealedSegment> for Due {
+    fn from(segment: &SealedSegment) -> Self {
+        let lsns = (segment.first_lsn, segment.last_lsn);
+        Self {
+            spooled: true,
+            ..Self::new(segment.no, segment.hash, segment.bytes, lsns)
+        }
+    }
+}
+
+impl From<&SegmentRow> for Due {
+    fn from(row: &SegmentRow) -> Self {
+        let lsns = (row.first_lsn, row.last_lsn);
+        Self::new(row.segment, row.hash, row.bytes, lsns)
+    }
+}
+
+/// A volume as status shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeView {
+    /// Where the configuration says that it is.
+    pub path: PathBuf,
+    /// Its serial, once it was seen.
+    pub serial: Option<String>,
+    /// As seen last.
+    pub state: VolumeState,
+    /// Why, in words.
+    pub why: Option<String>,
+    /// Segments on it.
+    pub segments: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Free bytes.
+    pub free: Option<u64>,
+    /// All good copies on it were read back at this time or later.
+    pub verified: Option<Time>,
+    /// Damaged copies on it.
+    pub damaged: u64,
+}
+
+impl VolumeView {
+    fn new(path: PathBuf, serial: Option<String>) -> Self {
+        Self {
+            path,
+            serial,
+            state: VolumeState::Absent,
+            why: None,
+            segments: 0,
+            bytes: 0,
+            free: None,
+            verified: None,
+            damaged: 0,
+        }
+    }
+}
+
+/// What a pool waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waits {
+    /// Why it cannot go on.
+    pub reason: WaitingReason,
+    /// The volume's serial, where it is known.
+    pub serial: Option<String>,
+    /// Where the volume is expected.
+    pub path: PathBuf,
+    /// The error in plain words.
+    pub why: String,
+}
+
+/// A pool as status shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PoolView {
+    /// Its name.
+    pub name: String,
+    /// All transactions up to this one are on it.
+    pub copied_lsn: u64,
+    /// What it waits for.
+    pub waits: Option<Waits>,
+    /// Since when.
+    pub since: Option<Time>,
+    /// Sealed segments that it lacks, and their bytes.
+    pub lacks: (u64, u64),
+    /// Its volumes, as configured.
+    pub volumes: Vec<VolumeView>,
+}
+
+impl PoolView {
+    /// It waits for nothing.
+    pub fn goes_on(&mut self) {
+        self.waits = None;
+        self.since = None;
+    }
+}
+
+/// What is known of a segment's copy on a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Copy {
+    /// It was read back then, or is only known to be listed.
+    Good(Option<Time>),
+    /// It is not as it was written.
+    Damaged,
+}
+
+/// What a volume holds.
+#[derive(Default)]
+struct Held {
+    copies: BTreeMap<SegmentNo, Copy>,
+    /// It is at one of the pool's places, or was when it was seen last.
+    counts: bool,
+}
+
+impl Held {
+    fn has(&self, no: SegmentNo) -> bool {
+        self.counts && matches!(self.copies.get(&no), Some(Copy::Good(_)))
+    }
+
+    fn damaged(&self) -> impl Iterator<Item = SegmentNo> + '_ {
+        let of = |(no, copy): (&SegmentNo, &Copy)| (*copy == Copy::Damaged).then_some(*no);
+        self.copies.iter().filter_map(of)
+    }
+
+    /// When the good copy was read back that was not for the longest time; `None` where one never was.
+    fn verified(&self) -> Option<Time> {
+        let times = self.copies.values().filter_map(|copy| match copy {
+            Copy::Good(verified) => Some(*verified),
+            Copy::Damaged => None,
+        });
+        times.min().flatten()
+    }
+}
+
+#[derive(Default)]
+struct PoolState {
+    view: PoolView,
+    /// By serial.
+    held: BTreeMap<String, Held>,
+}
+
+impl PoolState {
+    fn has(&self, no: SegmentNo) -> bool {
+        self.held.values().any(|held| held.has(no))
+    }
+
+    /// A segment of a volume that need not be at hand.
+    fn count_bytes(&mut self, row: &SegmentRow) {
+        for view in &mut self.view.volumes {
+            let serial = view.serial.as_ref();
+            let held = serial.and_then(|serial| self.held.get(serial));
+            if held.is_some_and(|held| held.copies.contains_key(&row.segment)) {
+                view.bytes += row.bytes;
+            }
+        }
+    }
+
+    fn path_of(&self, serial: &str) -> Option<&Path> {
+        let volumes = &self.view.volumes;
+        let found = volumes
+            .iter()
+            .find(|view| view.serial.as_deref() == Some(serial));
+        found.map(|view| view.path.as_path())
+    }
+}
+
+#[derive(Default)]
+struct State {
+    due: BTreeMap<SegmentNo, Due>,
+    pools: BTreeMap<String, PoolState>,
+    order: Vec<String>,
+    /// The last LSN in any sealed segment.
+    top: u64,
+}
+
+/// See the module.
+pub struct Board {
+    shared: Arc<Shared>,
+    /// Where a segment that left the spool is looked up.
+    catalog: Option<PathBuf>,
+    state: Mutex<State>,
+}
+
+impl Board {
+    /// Pools without volumes; nothing is due yet.
+    pub fn new(shared: Arc<Shared>, pools: &[String]) -> Self {
+        let named = |name: &String| {
+            let mut pool = PoolState::default();
+            name.clone_into(&mut pool.view.name);
+            (name.clone(), pool)
+        };
+        let state = State {
+            pools: pools.iter().map(named).collect(),
+            order: pools.to_vec(),
+            ..State::default()
+        };
+        Self {
+            shared,
+            catalog: None,
+            state: Mutex::new(state),
+        }
+    }
+
+    /// What the catalog knows of volumes, copies and segments, and what is in the spool.
+    pub fn open(
+        shared: Arc<Shared>,
+        config: &Config,
+        queries: Queries<'_>,
+        spool: &[SealedSegment],
+    ) -> Result<Self, catalog::Error> {
+        let pools: Vec<String> = config.pools.iter().map(|pool| pool.name.clone()).collect();
+        let mut board = Self::new(shared, &pools);
+        board.catalog = Some(config.catalog.clone());
+        let mut state = lock(&board.state);
+        state.know_volumes(config, queries)?;
+        state.know_copies(queries)?;
+        state.know_segments(queries)?;
+        for segment in spool {
+            state.add(Due::from(segment));
+        }
+        state.refresh();
+        drop(state);
+        board.tell_damage();
+        Ok(board)
+    }
+
+    /// A segment is sealed and durable in the spool.
+    pub fn add(&self, due: Due) {
+        let mut state = lock(&self.state);
+        state.add(due);
+        state.refresh();
+        drop(state);
+        self.shared.nudge();
+    }
+
+    /// The segments that a pool lacks, in order.
+    pub fn missing(&self, pool: &str) -> Vec<Due> {
+        let state = lock(&self.state);
+        let Some(pool) = state.pools.get(pool) else {
+            return Vec::new();
+        };
+        let lacks = state.due.values().filter(|due| !pool.has(due.no));
+        lacks.cloned().collect()
+    }
+
+    /// A copy was written and read back.
+    pub fn has(&self, pool: &str, serial: &str, no: SegmentNo) -> CopyRow {
+        let row = copy_row(no, serial, VERIFIED, Some(Time::now()));
+        let mut state = lock(&self.state);
+        if let Some(pool) = state.pools.get_mut(pool) {
+            let held = pool.held.entry(serial.to_owned()).or_default();
+            held.counts = true;
+            held.copies.insert(no, Copy::Good(row.verified));
+        }
+        state.refresh();
+        drop(state);
+        self.tell_damage();
+        self.shared.nudge();
+        row
+    }
+
+    /// A copy was read back: is it as it was written? Gives what the catalog is to remember.
+    pub fn verified(&self, serial: &str, no: SegmentNo, found: Found) -> CopyRow {
+        let (state, copy) = match found {
+            Found::Good => (VERIFIED, Some(Copy::Good(Some(Time::now())))),
+            Found::Damaged => (DAMAGED, Some(Copy::Damaged)),
+            Found::Gone => (LOST, None),
+        };
+        let row = copy_row(no, serial, state, Some(Time::now()));
+        self.change(serial, |held| match copy {
+            Some(copy) => drop(held.copies.insert(no, copy)),
+            None => drop(held.copies.remove(&no)),
+        });
+        if found != Found::Good {
+            self.require([no]);
+        }
+        self.tell_damage();
+        row
+    }
+
+    fn change(&self, serial: &str, change: impl FnOnce(&mut Held)) {
+        let mut state = lock(&self.state);
+        let of = |pool: &&mut PoolState| pool.held.contains_key(serial);
+        if let Some(pool) = state.pools.values_mut().find(of)
+            && let Some(held) = pool.held.get_mut(serial)
+        {
+            change(held);
+        }
+        state.refresh();
+        drop(state);
+        self.shared.nudge();
+    }
+
+    /// A volume's inventory was read: it lists `listed`, and says that `faulty` are damaged. What a
+    /// check found damaged stays so until a check finds it good. Gives what the catalog is to remember.
+    pub fn inventory(
+        &self,
+        pool: &str,
+        serial: &str,
+        listed: &BTreeSet<SegmentNo>,
+        faulty: &BTreeSet<SegmentNo>,
+    ) -> Vec<CopyRow> {
+        let (mut rows, mut wanted) = (Vec::new(), Vec::new());
+        let mut state = lock(&self.state);
+        if let Some(pool) = state.pools.get_mut(pool) {
+            let held = pool.held.entry(serial.to_owned()).or_default();
+            held.counts = true;
+            let known = std::mem::take(&mut held.copies);
+            for no in listed {
+                let copy = known.get(no).copied();
+                if copy.is_none() {
+                    rows.push(copy_row(*no, serial, LISTED, None));
+                }
+                held.copies.insert(*no, copy.unwrap_or(Copy::Good(None)));
+            }
+            for no in faulty.difference(listed) {
+                if known.get(no) != Some(&Copy::Damaged) {
+                    rows.push(copy_row(*no, serial, DAMAGED, None));
+                }
+                held.copies.insert(*no, Copy::Damaged);
+            }
+            for no in known.keys().filter(|no| !held.copies.contains_key(no)) {
+                rows.push(copy_row(*no, serial, LOST, None));
+                wanted.push(*no);
+            }
+            wanted.extend(held.damaged());
+        }
+        state.refresh();
+        drop(state);
+        self.require(wanted);
+        self.tell_damage();
+        self.shared.nudge();
+        rows
+    }
+
+    /// Segments that some pool may lack now, though they left the spool.
+    fn require(&self, wanted: impl IntoIterator<Item = SegmentNo>) {
+        let Some(catalog) = &self.catalog else { return };
+        let look = || -> Result<Vec<Due>, catalog::Error> {
+            let (reader, mut found) = (Reader::open(catalog)?, Vec::new());
+            for no in wanted {
+                let rows = reader.queries().segments(no, 1)?;
+                found.extend(rows.iter().filter(|row| row.segment == no).map(Due::from));
+            }
+            Ok(found)
+        };
+        match look() {
+            Ok(found) => {
+                let mut state = lock(&self.state);
+                for due in found {
+                    state.due.entry(due.no).or_insert(due);
+                }
+                state.refresh();
+            }
+            Err(error) => tracing::error!(%error, "damaged segments cannot be looked up"),
+        }
+    }
+
+    /// True where a copy of the segment on this volume is damaged: it cannot be written there again.
+    pub fn is_damaged(&self, pool: &str, serial: &str, no: SegmentNo) -> bool {
+        let state = lock(&self.state);
+        let held = state.pools.get(pool).and_then(|pool| pool.held.get(serial));
+        held.is_some_and(|held| held.copies.get(&no) == Some(&Copy::Damaged))
+    }
+
+    /// Changes what status shows of a pool.
+    pub fn update(&self, pool: &str, change: impl FnOnce(&mut PoolView)) {
+        if let Some(pool) = lock(&self.state).pools.get_mut(pool) {
+            change(&mut pool.view);
+        }
+    }
+
+    /// All pools, in the order of the configuration.
+    pub fn pools(&self) -> Vec<PoolView> {
+        let state = lock(&self.state);
+        let pools = state.order.iter().filter_map(|name| state.pools.get(name));
+        let view = |pool: &PoolState| {
+            let mut view = pool.view.clone();
+            for volume in &mut view.volumes {
+                let serial = volume.serial.as_ref();
+                if let Some(held) = serial.and_then(|serial| pool.held.get(serial)) {
+                    volume.verified = held.verified();
+                    volume.damaged = held.damaged().count() as u64;
+                    volume.segments = held.copies.len() as u64;
+                }
+            }
+            view
+        };
+        pools.map(view).collect()
+    }
+
+    /// True where every pool has everything up to `lsn`.
+    pub fn copied(&self, lsn: u64) -> bool {
+        let state = lock(&self.state);
+        state.pools.values().all(|pool| pool.view.copied_lsn >= lsn)
+    }
+
+    /// Segments of the spool that every pool has and whose transactions are all at or below `lsn`.
+    pub fn dispensable(&self, lsn: u64) -> Vec<SegmentNo> {
+        let state = lock(&self.state);
+        let everywhere = |no: SegmentNo| state.pools.values().all(|pool| pool.has(no));
+        let dues = state.due.values();
+        dues.filter(|due| due.spooled && due.lsn <= lsn && everywhere(due.no))
+            .map(|due| due.no)
+            .collect()
+    }
+
+    /// A segment left the spool.
+    pub fn left_spool(&self, no: SegmentNo) {
+        let mut state = lock(&self.state);
+        if let Some(due) = state.due.get_mut(&no) {
+            due.spooled = false;
+        }
+        state.refresh();
+    }
+
+    /// Places of volumes that have a good copy of a segment.
+    pub fn places(&self, no: SegmentNo) -> Vec<PathBuf> {
+        let state = lock(&self.state);
+        let mut places = Vec::new();
+        for pool in state.pools.values() {
+            let having = pool.held.iter().filter(|(_, held)| held.has(no));
+            let paths = having.filter_map(|(serial, _)| pool.path_of(serial));
+            places.extend(paths.map(Path::to_owned));
+        }
+        places
+    }
+
+    /// Says which volumes have damaged segments, and what to do.
+    fn tell_damage(&self) {
+        let mut found = Vec::new();
+        let state = lock(&self.state);
+        for (name, pool) in &state.pools {
+            for (serial, held) in &pool.held {
+                let damaged: Vec<SegmentNo> = held.damaged().collect();
+                let lacks = damaged.iter().any(|no| !pool.has(*no));
+                let path = pool.path_of(serial).map(Path::to_owned);
+                found.push((name.clone(), serial.clone(), path, damaged, lacks));
+            }
+        }
+        drop(state);
+        for (pool, serial, path, damaged, lacks) in found {
+            let key = format!("volume {serial}");
+            if damaged.is_empty() {
+                self.shared.well(&key);
+                continue;
+            }
+            let at = path.map_or_else(String::new, |path| format!(" at {}", path.display()));
+            let what = format!("volume {serial} of pool {pool}{at} is damaged");
+            let todo = if lacks {
+                format!(
+                    "add an empty directory on another disk to the volumes of pool {pool} in the configuration and restart hsmd: \
+                     what is damaged is copied there again from the spool or another pool; then replace this disk"
+                )
+            } else {
+                format!(
+                    "pool {pool} has good copies of them on its other volumes; replace this disk when you can"
+                )
+            };
+            let why = format!("{} cannot be read back as written", named(&damaged));
+            self.shared.trouble(&key, lacks, what, why, todo);
+        }
+    }
+}
+
+/// What reading a copy back has shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It is as it was written.
+    Good,
+    /// It is not.
+    Damaged,
+    /// It is not there any more.
+    Gone,
+}
+
+fn copy_row(segment: SegmentNo, serial: &str, state: &str, verified: Option<Time>) -> CopyRow {
+    CopyRow {
+        segment,
+        serial: serial.to_owned(),
+        state: state.to_owned(),
+        verified,
+    }
+}
+
+/// "segment 3", "segments 3, 4", "7 segments (3, 4, 5, 6, 7 ...)".
+fn named(segments: &[SegmentNo]) -> String {
+    let list: Vec<String> = segments
+        .iter()
+        .take(NAMED)
+        .map(ToString::to_string)
+        .collect();
+    let list = list.join(", ");
+    match segments.len() {
+        1 => format!("segment {list}"),
+        count if count > NAMED => format!("{count} segments ({list} ...)"),
+        _ => format!("segments {list}"),
+    }
+}
+
+impl State {
+    /// The volumes that the log knows: each counts for its pool while its place is configured.
+    fn know_volumes(
+        &mut self,
+        config: &Config,
+        queries: Queries<'_>,
+    ) -> Result<(), catalog::Error> {
+        let mut rows = queries.volumes()?;
+        rows.sort_by_key(|row| row.lsn);
+        for pool in &config.pools {
+            let Some(state) = self.pools.get_mut(&pool.name) else {
+                continue;
+            };
+            let mut at = BTreeMap::new();
+            for row in rows.iter().filter(|row| row.volume.pool == pool.name) {
+                let place = row.volume.place.as_deref();
+                let place = place.map(|place| Path::new(OsStr::from_bytes(place)));
+                let configured = pool
+                    .volumes
+                    .iter()
+                    .find(|path| Some(path.as_path()) == place);
+                let held = state.held.entry(row.volume.serial.clone()).or_default();
+                held.counts = configured.is_some();
+                if let Some(path) = configured {
+                    at.insert(path, row.volume.serial.clone());
+                }
+            }
+            let views = pool.volumes.iter();
+            let views = views.map(|path| VolumeView::new(path.clone(), at.get(path).cloned()));
+            state.view.volumes = views.collect();
+        }
+        Ok(())
+    }
+
+    fn know_copies(&mut self, queries: Queries<'_>) -> Result<(), catalog::Error> {
+        queries.for_each_copy(|row| {
+            let copy = match row.state.as_str() {
+                state if is_good(state) => Copy::Good(row.verified),
+                DAMAGED => Copy::Damaged,
+                _ => return,
+            };
+            for pool in self.pools.values_mut() {
+                if let Some(held) = pool.held.get_mut(&row.serial) {
+                    held.copies.insert(row.segment, copy);
+                }
+            }
+        })
+    }
+
+    /// Every segment of the log that some pool lacks is due, wherever it is now.
+    fn know_segments(&mut self, queries: Queries<'_>) -> Result<(), catalog::Error> {
+        let mut from = SegmentNo::FIRST;
+        loop {
+            let page = queries.segments(from, PAGE)?;
+            for row in &page {
+                let due = Due::from(row);
+                self.top = self.top.max(due.lsn);
+                if !self.pools.values().all(|pool| pool.has(row.segment)) {
+                    self.due.insert(due.no, due);
+                }
+                for pool in self.pools.values_mut() {
+                    pool.count_bytes(row);
+                }
+            }
+            match page.last() {
+                Some(last) if page.len() == PAGE => from = last.segment.next(),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    fn add(&mut self, due: Due) {
+        self.top = self.top.max(due.lsn);
+        self.due.insert(due.no, due);
+    }
+
+    /// What nobody needs any more goes; the watermarks of all pools: how far each is without a gap.
+    fn refresh(&mut self) {
+        let pools = &self.pools;
+        self.due
+            .retain(|no, due| due.spooled || !pools.values().all(|pool| pool.has(*no)));
+        for pool in self.pools.values_mut() {
+            let (mut first, mut count, mut bytes) = (None, 0, 0);
+            for due in self.due.values() {
+                if !pool.held.values().any(|held| held.has(due.no)) {
+                    first.get_or_insert(due.before);
+                    count += 1;
+                    bytes += due.bytes;
+                }
+            }
+            pool.view.lacks = (count, bytes);
+            pool.view.copied_lsn = first.unwrap_or(self.top);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
