@@ -23,7 +23,7 @@ use tierfs::spool::Spool;
 use tierfs::{FileId, LogId, Lsn, Time};
 
 use crate::board::{self, Board, PoolView, VolumeView};
-use crate::capture::hints::{Hint, Key};
+use crate::capture::hints::{Beside, Hint, Key};
 use crate::committer::Asked;
 use crate::config::Config;
 use crate::control::model::{
@@ -46,6 +46,8 @@ use crate::sys::stat::{stat_at, stat_of};
 const TICK: Duration = Duration::from_millis(20);
 /// Files named in the lag.
 const WORST: usize = 5;
+/// A file whose name the log does not know.
+const UNKNOWN: &str = "?";
 /// How long status waits for the kernel's queue to be read.
 const PATIENCE: Duration = Duration::from_millis(50);
 
@@ -169,7 +171,7 @@ impl Service {
         let Some(mut path) = path else {
             return match key {
                 Key::Entry(entry) => format!("?/{}", String::from_utf8_lossy(&entry.name)),
-                Key::Inode(_) => "?".to_owned(),
+                Key::Inode(_) => UNKNOWN.to_owned(),
             };
         };
         if let Key::Entry(entry) = key {
@@ -198,8 +200,16 @@ impl Service {
             let file = queries.file_by_handle(&handle.to_bytes()).ok()??;
             queries.inode(file).ok()?.map(|row| row.size)
         };
+        // Of a file that the log does not know yet its name may be.
+        let known = self.path_of_key(reader, &hint.key);
+        let path = match &hint.beside {
+            Beside::Name(entry) if known == UNKNOWN => {
+                self.path_of_key(reader, &Key::Entry(entry.clone()))
+            }
+            _ => known,
+        };
         LagFile {
-            path: self.path_of_key(reader, &hint.key),
+            path,
             age_ms: millis(hint.since.elapsed()),
             why: match hint.tries {
                 0 => "it was changed and waits to be examined".to_owned(),
@@ -224,6 +234,13 @@ impl Service {
         let noted = oldest.as_ref().map(|(since, _)| since.elapsed());
         let undurable = self.shared.age_beyond(durable);
         let age = [noted, unread, undurable].into_iter().flatten().max();
+        let mut worst: Vec<LagFile> = longest
+            .iter()
+            .filter(|hint| hint.since.elapsed() > self.config.rpo)
+            .map(|hint| self.lag_file(reader, hint))
+            .collect();
+        // A new file is waited for by its name and by its inode.
+        worst.dedup_by(|later, earlier| later.path == earlier.path);
         let from = self.shared.swept_from.load(Ordering::Relaxed);
         Lag {
             pending,
@@ -231,11 +248,7 @@ impl Service {
             oldest_path: oldest
                 .and_then(|(_, key)| key)
                 .map(|key| self.path_of_key(reader, &key)),
-            worst: longest
-                .iter()
-                .filter(|hint| hint.since.elapsed() > self.config.rpo)
-                .map(|hint| self.lag_file(reader, hint))
-                .collect(),
+            worst,
             examination: (state == State::Examining).then(|| Progress {
                 since: from_unix(from).unwrap_or(self.started.into()),
                 done: self.shared.counters.swept_entries.load(Ordering::Relaxed),
