@@ -10,7 +10,7 @@
 use std::cmp::Ordering;
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::NixPath;
 
@@ -26,6 +26,9 @@ const BTRFS_OBJECT: std::ops::Range<usize> = 0..8;
 const BTRFS_ROOT: std::ops::Range<usize> = 8..16;
 /// `BTRFS_EMPTY_SUBVOL_DIR_OBJECTID`: what stands in a snapshot for a subvolume of the original.
 const BTRFS_PLACEHOLDER: u64 = 2;
+/// ext4 (and all that use the kernel's generic form): inode number and generation, 32 bits each.
+const INO32_GEN: i32 = 1;
+const INO32_GEN_NONE: [u8; 4] = [0; 4];
 
 /// A handle of its own.
 #[derive(Clone)]
@@ -87,6 +90,12 @@ impl<'b> HandleRef<'b> {
         out.extend_from_slice(&self.kind.to_le_bytes());
         out.extend_from_slice(self.bytes);
         out
+    }
+
+    /// Whether the kernel would open any inode with this number: it does not compare a generation of 0,
+    /// which ext4's inodes have that mkfs made (`lost+found`, and all files with `mke2fs -d`).
+    fn has_no_generation(self) -> bool {
+        self.kind == INO32_GEN && self.bytes.get(4..8) == Some(&INO32_GEN_NONE)
     }
 
     /// On btrfs, the id of the subvolume.
@@ -275,6 +284,25 @@ pub fn open_by_handle(
     handle: HandleRef<'_>,
     flags: libc::c_int,
 ) -> Result<Opened, Error> {
+    if !handle.has_no_generation() {
+        return open_by_number(mount, handle, flags);
+    }
+    // Whatever has the number now may be of another kind, so that opening it fails, or does harm.
+    let Opened::Fd(held) = open_by_number(mount, handle, libc::O_PATH)? else {
+        return Ok(Opened::Stale);
+    };
+    if handle_of(held.as_fd())?.as_ref() != handle {
+        return Ok(Opened::Stale);
+    }
+    // As long as it is held, no other inode gets the number.
+    open_by_number(mount, handle, flags)
+}
+
+fn open_by_number(
+    mount: BorrowedFd<'_>,
+    handle: HandleRef<'_>,
+    flags: libc::c_int,
+) -> Result<Opened, Error> {
     let mut raw = Raw {
         handle_bytes: 0,
         handle_type: handle.kind,
@@ -295,7 +323,8 @@ pub fn open_by_handle(
         };
         if fd >= 0 {
             // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
-            return Ok(Opened::Fd(unsafe { OwnedFd::from_raw_fd(fd) }));
+            let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+            return Ok(Opened::Fd(fd));
         }
         let source = last_error();
         match source.raw_os_error() {

@@ -67,6 +67,29 @@ fn handles_survive_renames_and_remounts_and_go_stale() {
     }
 }
 
+/// What mke2fs makes has no generation, and ext4 lets such a handle open whatever has the number now.
+#[test]
+fn a_handle_without_a_generation_opens_nothing_else() {
+    let fs = TestFs::new("ext4");
+    let root = open_dir(fs.root());
+    let handle = handle_at(root.as_fd(), "lost+found").unwrap().unwrap();
+    let private = fs.private();
+    let open = || open_by_handle(private.root(), handle.as_ref(), HOLD).unwrap();
+    drop(expect_open(open()));
+    fs::remove_dir(fs.at("lost+found")).unwrap();
+    assert!(matches!(open(), Opened::Stale));
+    let mut reused = false;
+    for i in 0..50 {
+        let path = fs.at(format!("new{i}"));
+        fs::write(&path, "not a directory").unwrap();
+        reused |= fs::metadata(&path).unwrap().ino() == 11;
+        assert!(matches!(open(), Opened::Stale), "{i}");
+        let as_directory = open_by_handle(private.root(), handle.as_ref(), READ_DIR);
+        assert!(matches!(as_directory.unwrap(), Opened::Stale), "{i}");
+    }
+    assert!(reused, "the inode number was not used again");
+}
+
 #[test]
 fn stored_handles_are_checked() {
     for bad in [&b""[..], b"abc", b"abcd", &[0; 133]] {
