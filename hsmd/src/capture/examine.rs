@@ -14,11 +14,13 @@ use super::content::{self, Base, DataSink};
 use super::facts::{Certainty, Facts, Version, time_of};
 use super::hints::Look;
 use crate::sys::handle::{Handle, Opened, open_by_handle};
-use crate::sys::stat::{FileKind, Stat, stat_of};
+use crate::sys::stat::{self, FileKind, Stat, stat_of};
 use crate::sys::{self, clone, flags, io, lease, pagecache, xattr};
 
 /// A file that is read for longer than this while it changes is not read twice at once.
 const AGAIN_BELOW: Duration = Duration::from_millis(50);
+/// Two ticks of the slowest clock, in nanoseconds.
+const TICKS: i128 = 20_000_000;
 
 /// What the log knows of a file's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +127,13 @@ fn open_for_reading(
         Opened::Fd(fd) => Ok(Some(fd)),
         Opened::Stale => Ok(None),
     }
+}
+
+/// Whether a write after `now` may leave a file with the change time that it has. Never where times are
+/// `fine`; else all changes within a tick of the clock have the same one.
+fn may_come_again(ctime: sys::stat::Time, now: tierfs::Time, fine: bool) -> bool {
+    let nanos = |seconds: i64, nanos: u32| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+    !fine && nanos(now.seconds, now.nanos) - nanos(ctime.0, ctime.1) < TICKS
 }
 
 /// A regular file's examination with its content.
@@ -244,6 +253,7 @@ impl<S: DataSink> FileExam<'_, S> {
             *facts = opened(fd, stat_of(fd)?)?;
         }
         let before = (facts.stat.ctime, facts.stat.size);
+        let may_come_again = may_come_again(before.0, tierfs::Time::now(), stat::times_are_fine());
         let cached = pagecache::CacheState::of(fd, before.1);
         // Asking for holes, which comes first, waits for writes that are under way.
         let mut read = content::read(fd, before.1, self.base(base)?, false, self.sink)?;
@@ -254,7 +264,7 @@ impl<S: DataSink> FileExam<'_, S> {
         let after = stat_of(fd)?;
         let whole = !read.changed && before == (after.ctime, after.size);
         facts.content = Some(read.version);
-        facts.certainty = if whole && alone {
+        facts.certainty = if whole && alone && !may_come_again {
             Certainty::Sure
         } else {
             Certainty::Written
@@ -270,5 +280,22 @@ impl<S: DataSink> FileExam<'_, S> {
             Some(lsn) => Ok(Some((lsn, base(lsn)?))),
             None => Ok(None),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::may_come_again;
+
+    #[test]
+    fn a_young_change_time_may_come_again_where_the_clock_ticks() {
+        let now = tierfs::Time {
+            seconds: 10,
+            nanos: 5_000_000,
+        };
+        assert!(may_come_again((9, 990_000_000), now, false));
+        assert!(!may_come_again((9, 980_000_000), now, false));
+        assert!(may_come_again((11, 0), now, false));
+        assert!(!may_come_again((10, 5_000_000), now, true));
     }
 }

@@ -4,6 +4,7 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::OnceLock;
 
 use nix::NixPath;
 
@@ -101,6 +102,23 @@ impl Attributes {
     pub fn known(self) -> u64 {
         self.known
     }
+}
+
+/// Whether no two changes of an inode, one of them after it was looked at, have the same time: since
+/// Linux 6.13 on the supported filesystems. Before, times are those of the last tick of the clock.
+pub fn times_are_fine() -> bool {
+    static FINE: OnceLock<bool> = OnceLock::new();
+    *FINE.get_or_init(|| {
+        nix::sys::utsname::uname()
+            .is_ok_and(|name| has_fine_times(&name.release().to_string_lossy()))
+    })
+}
+
+fn has_fine_times(release: &str) -> bool {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(13))
 }
 
 /// An inode as statx saw it.
@@ -220,4 +238,21 @@ where
         },
         mount_id: (raw.stx_mask & libc::STATX_MNT_ID != 0).then_some(raw.stx_mnt_id),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn fine_times_came_with_linux_6_13() {
+        for (release, fine) in [
+            ("6.12.9-amd64", false),
+            ("6.13.0", true),
+            ("6.18-rc1", true),
+            ("5.17", false),
+            ("7.0.1", true),
+            ("unknown", false),
+        ] {
+            assert_eq!(super::has_fine_times(release), fine, "{release}");
+        }
+    }
 }
