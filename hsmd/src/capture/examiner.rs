@@ -52,10 +52,13 @@ const KEPT_MAX: usize = 1000;
 const KEPT_FOR: Duration = Duration::from_secs(3);
 /// The same, while another file is read first, which may be large.
 const KEPT_FOR_ANOTHER: Duration = Duration::from_mins(10);
-/// Files remembered whose change time says nothing of their content ([`Certainty::Unread`]), and for
-/// how long: a write that came before their examination has raised its event by then.
+/// Files remembered whose change time says nothing of their content ([`Certainty::Unread`]), and how long
+/// it takes until it does: a write that came before their examination has raised its event by then. Of
+/// others the next sweep reads the content.
 const UNREAD_MAX: usize = 100_000;
 const UNREAD_FOR: Duration = Duration::from_mins(2);
+/// How often those are looked through.
+const UNREAD_EVERY: Duration = Duration::from_secs(5);
 
 /// Why a turn fails; the daemon ends with it.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +75,13 @@ struct InFlight {
     turn: u64,
     /// Its id, where the log learnt it meanwhile.
     file: Option<FileId>,
+}
+
+/// A file whose attributes were examined, and its content was not.
+struct Unread {
+    ctime: Time,
+    size: u64,
+    until: Instant,
 }
 
 /// What the caller knows at a turn.
@@ -92,7 +102,9 @@ pub struct Examiner {
     in_flight: HashMap<Handle, InFlight>,
     not_before: HashMap<Handle, Instant>,
     kept: HashMap<Handle, (Arc<Facts>, Instant)>,
-    unread: HashMap<FileId, Instant>,
+    unread: HashMap<FileId, Unread>,
+    unread_for: Duration,
+    unread_looked_at: Instant,
     turn: u64,
 }
 
@@ -116,7 +128,7 @@ pub struct Turn {
     given_up: Vec<Hint>,
     /// To be examined once more.
     again: Vec<(Key, Duration)>,
-    added: Vec<(Handle, FileId, Certainty)>,
+    added: Vec<(Handle, FileId)>,
     unwalked: Vec<Handle>,
 }
 
@@ -162,8 +174,15 @@ impl Examiner {
             not_before: HashMap::new(),
             kept: HashMap::new(),
             unread: HashMap::new(),
+            unread_for: UNREAD_FOR,
+            unread_looked_at: Instant::now(),
             turn: 0,
         })
+    }
+
+    #[cfg(test)]
+    pub(super) fn confirm_at_once(&mut self) {
+        self.unread_for = Duration::ZERO;
     }
 
     /// Examinations under way.
@@ -189,6 +208,7 @@ impl Examiner {
             self.on_hint(hint, now, &mut turn)?;
         }
         self.settle(now, &mut turn)?;
+        self.confirm(now, &mut turn)?;
         Ok(turn)
     }
 
@@ -225,8 +245,7 @@ impl Examiner {
         }
         drop(hints);
         if taken {
-            for (handle, file, certainty) in turn.added {
-                self.remember(file, certainty);
+            for (handle, file) in turn.added {
                 if let Some(flight) = self.in_flight.get_mut(&handle) {
                     flight.file = Some(file);
                 }
@@ -278,7 +297,7 @@ impl Examiner {
         let directories = self.directories(catalog, &mut tree, &dirs, turn)?;
         for (file, new) in tree.added() {
             if let Some(handle) = &new.handle {
-                turn.added.push((handle.clone(), file, new.facts.certainty));
+                turn.added.push((handle.clone(), file));
             }
         }
         turn.again.extend(
@@ -286,8 +305,7 @@ impl Examiner {
                 .iter()
                 .map(|(handle, _)| (Key::Inode(handle.clone()), Duration::ZERO)),
         );
-        let known = |(handle, file)| (handle, file, Certainty::Same);
-        turn.added.extend(bound.into_iter().map(known));
+        turn.added.extend(bound);
         let ops = tree.into_ops();
         if ops.iter().any(|op| matches!(op, Op::Delete(_))) {
             self.space.forget();
@@ -523,11 +541,10 @@ impl Examiner {
             turn.held.push(hint);
             return;
         }
-        let unread = self.unread.contains_key(&row.file);
         let known = Known {
             size: row.size,
             mtime: row.mtime,
-            ctime: row.ctime.filter(|_| !unread),
+            ctime: row.ctime,
             content: row.content_lsn,
             fuzzy: row.fuzzy,
         };
@@ -565,6 +582,7 @@ impl Examiner {
             .map_or((Vec::new(), None), |flight| (flight.hints, flight.file));
         now.shared.counters.examined.fetch_add(1, Ordering::Relaxed);
         self.pace(&done);
+        let hints = own_hints(hints, &done.handle, now.catalog, turn)?;
         turn.fresh.insert(done.handle.clone());
         let row = match done.file.or(file) {
             Some(file) => now.catalog.queries().inode(file)?,
@@ -602,7 +620,7 @@ impl Examiner {
         turn: &mut Turn,
     ) -> Result<(), Error> {
         if let Some(row) = row {
-            self.remember(row.file, facts.certainty);
+            self.remember(row.file, &facts);
             changes(now.catalog, &row, &facts, turn)?;
             turn.split(hints);
         } else if facts
@@ -668,21 +686,44 @@ impl Examiner {
         }
     }
 
-    /// What the change time in the log says about a file's content.
-    fn remember(&mut self, file: FileId, certainty: Certainty) {
-        match certainty {
-            Certainty::Sure => drop(self.unread.remove(&file)),
-            Certainty::Same | Certainty::Written => {}
-            Certainty::Unread => {
-                let now = Instant::now();
-                if self.unread.len() >= UNREAD_MAX {
-                    self.unread.retain(|_, until| *until > now);
-                }
-                if self.unread.len() < UNREAD_MAX {
-                    self.unread.insert(file, now + UNREAD_FOR);
-                }
+    /// What a change time that was found says about a file's content.
+    fn remember(&mut self, file: FileId, facts: &Facts) {
+        match facts.certainty {
+            Certainty::Same => {}
+            Certainty::Unread if facts.unreadable.is_none() && self.unread.len() < UNREAD_MAX => {
+                let unread = Unread {
+                    ctime: time_of(facts.stat.ctime),
+                    size: facts.stat.size,
+                    until: Instant::now() + self.unread_for,
+                };
+                self.unread.insert(file, unread);
+            }
+            _ => drop(self.unread.remove(&file)),
+        }
+    }
+
+    /// Notes change times that say something of the content by now: whatever raised an event before
+    /// them has been examined, and that would have taken the file off the list.
+    fn confirm(&mut self, now: &mut Now<'_>, turn: &mut Turn) -> Result<(), Error> {
+        let time = Instant::now();
+        let every = UNREAD_EVERY.min(self.unread_for);
+        if self.unread.is_empty() || time.duration_since(self.unread_looked_at) < every {
+            return Ok(());
+        }
+        self.unread_looked_at = time;
+        let oldest = now.shared.hints().oldest().map(|(since, _)| since);
+        let ripe = |unread: &Unread| {
+            unread.until <= time && oldest.is_none_or(|since| since > unread.until)
+        };
+        for (file, unread) in self.unread.extract_if(|_, unread| ripe(unread)) {
+            let row = now.catalog.queries().inode(file)?;
+            if row.is_some_and(|row| row.size == unread.size && !row.fuzzy) {
+                now.catalog
+                    .set_seen(file, unread.ctime, unread.size, Time::now())?;
+                turn.seen = true;
             }
         }
+        Ok(())
     }
 }
 
@@ -702,6 +743,30 @@ fn changes(
     }
     turn.ops.extend(ops);
     Ok(())
+}
+
+/// Those that asked for this inode. Others only waited for it: what they ask for is still to be done.
+fn own_hints(
+    hints: Vec<Hint>,
+    handle: &Handle,
+    catalog: &Catalog,
+    turn: &mut Turn,
+) -> Result<Vec<Hint>, Error> {
+    let mut own = Vec::new();
+    for hint in hints {
+        match &hint.key {
+            Key::Inode(other) if other != handle => {
+                let file = catalog.queries().file_by_handle(&other.to_bytes())?;
+                match (entry_of(&hint), file) {
+                    (Some(_), _) => turn.entries.push(hint),
+                    (None, Some(file)) => turn.dead.push((file, hint)),
+                    (None, None) => turn.settled.push(hint),
+                }
+            }
+            _ => own.push(hint),
+        }
+    }
+    Ok(own)
 }
 
 fn entry_of(hint: &Hint) -> Option<&EntryKey> {

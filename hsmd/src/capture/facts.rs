@@ -41,7 +41,8 @@ pub enum Certainty {
     Sure,
     /// Nothing has changed since the last examination.
     Same,
-    /// The change time is a new one, but the content was not read.
+    /// The change time is a new one, but the content was not read: a write may have come before it whose
+    /// event has not been heard yet, and never will be if the daemon is killed now.
     Unread,
     /// Somebody had it open for writing while it was read. A write notes its time first and may put its
     /// bytes in place after our reading; so may a store through a mapping after its page fault.
@@ -157,9 +158,10 @@ impl Facts {
     }
 
     /// The change time, where an equal one will say that nothing has changed. What was being written,
-    /// and what could not be read, is looked at again by every sweep.
+    /// and what could not be or was not read, is looked at again by every sweep.
     fn settled_ctime(&self) -> Option<Time> {
-        let settled = self.unreadable.is_none() && self.certainty != Certainty::Written;
+        let settled = self.unreadable.is_none()
+            && matches!(self.certainty, Certainty::Sure | Certainty::Same);
         settled.then(|| time_of(self.stat.ctime))
     }
 }

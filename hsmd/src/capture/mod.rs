@@ -12,5 +12,7 @@ pub mod examiner;
 pub mod facts;
 pub mod hints;
 pub mod namespace;
+#[cfg(test)]
+mod tests;
 pub mod tree;
 pub mod worker;

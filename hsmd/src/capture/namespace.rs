@@ -92,6 +92,14 @@ pub struct Seen {
     pub used: Vec<Handle>,
 }
 
+/// What was found of an entry.
+enum Looked {
+    Names(Handle),
+    Nothing,
+    /// Its directory cannot be opened: it is gone, or cannot be read.
+    NoDirectory,
+}
+
 /// Where a directory lies.
 enum DirPlace {
     Root,
@@ -152,11 +160,12 @@ impl Namespace {
     }
 
     /// The inode that an entry names now.
-    fn look(&mut self, entry: &EntryKey) -> Result<Option<Handle>, sys::Error> {
-        match self.dir(&entry.dir)? {
-            Some(dir) => handle_at(dir, OsStr::from_bytes(&entry.name)),
-            None => Ok(None),
-        }
+    fn look(&mut self, entry: &EntryKey) -> Result<Looked, sys::Error> {
+        let Some(dir) = self.dir(&entry.dir)? else {
+            return Ok(Looked::NoDirectory);
+        };
+        let found = handle_at(dir, OsStr::from_bytes(&entry.name))?;
+        Ok(found.map_or(Looked::Nothing, Looked::Names))
     }
 
     /// What a directory is at this moment, times above all; `None` where it is gone.
@@ -263,6 +272,7 @@ impl Namespace {
             queue: VecDeque::new(),
             seen: BTreeSet::new(),
             lost: BTreeSet::new(),
+            put_off: BTreeSet::new(),
             moved: Vec::new(),
             found: Seen::default(),
         };
@@ -309,13 +319,15 @@ struct Group<'g, 'c> {
     queue: VecDeque<EntryKey>,
     seen: BTreeSet<EntryKey>,
     lost: BTreeSet<FileId>,
+    /// Gone, and named in directories whose own fate is open.
+    put_off: BTreeSet<FileId>,
     moved: Vec<FileId>,
     found: Seen,
 }
 
 impl Group<'_, '_> {
     fn close(&mut self) -> Result<(), Stop> {
-        let mut steps = 0;
+        let (mut steps, mut changed) = (0, None);
         loop {
             while let Some(entry) = self.queue.pop_front() {
                 steps += 1;
@@ -324,10 +336,18 @@ impl Group<'_, '_> {
                 }
                 self.entry(&entry)?;
             }
-            match self.lost.pop_first() {
-                Some(file) => self.fate(file)?,
-                None => break,
+            if let Some(file) = self.lost.pop_first() {
+                self.fate(file)?;
+                continue;
             }
+            if self.put_off.is_empty() {
+                break;
+            }
+            // Once more, as long as that changes something.
+            if changed.replace(self.tree.mark()) == Some(self.tree.mark()) {
+                return Err(Stop::Verdict(Verdict::Later));
+            }
+            self.lost = std::mem::take(&mut self.put_off);
         }
         for dir in std::mem::take(&mut self.moved) {
             let names = self.tree.names_of(dir)?;
@@ -353,12 +373,16 @@ impl Group<'_, '_> {
         };
         self.seen.insert(entry.clone());
         let was = self.tree.lookup(parent, &entry.name)?;
-        let Some(handle) = self.space.look(entry)? else {
-            if let Some(was) = was {
-                self.tree.set_name(parent, &entry.name, Some(was), None);
-                self.lost.insert(was);
+        let handle = match self.space.look(entry)? {
+            Looked::Names(handle) => handle,
+            Looked::NoDirectory => return self.without_directory(parent),
+            Looked::Nothing => {
+                if let Some(was) = was {
+                    self.tree.set_name(parent, &entry.name, Some(was), None);
+                    self.lost.insert(was);
+                }
+                return Ok(());
             }
-            return Ok(());
         };
         if handle.as_ref().is_btrfs_placeholder() {
             return self.placeholder(entry, parent, was);
@@ -379,6 +403,15 @@ impl Group<'_, '_> {
         self.tree.set_name(parent, &entry.name, was, Some(now));
         self.lost.extend(was);
         self.other_names(now, &handle)
+    }
+
+    /// A directory's handle finds nothing. That alone does not prove that it is gone, and its entries with
+    /// it (what cannot be read answers the same): its name must be gone, too.
+    fn without_directory(&mut self, dir: FileId) -> Result<(), Stop> {
+        let names = self.tree.names_of(dir)?;
+        self.look_at_names(names)?;
+        self.lost.insert(dir);
+        Ok(())
     }
 
     /// The directory's file id. `None`: the directory is gone, and its entries with it.
@@ -518,6 +551,10 @@ impl Group<'_, '_> {
         if self.tree.is_deleted(file) {
             return Ok(());
         }
+        if file == FileId::ROOT {
+            // The filesystem cannot be read: it was shut down, or its disk is away.
+            return Err(Stop::Verdict(Verdict::Later));
+        }
         let Some(handle) = self.tree.handle_of(file)? else {
             // Of another disk, and not on this one; or a placeholder.
             let named = !self.tree.names_of(file)?.is_empty();
@@ -539,11 +576,14 @@ impl Group<'_, '_> {
     /// A file is gone that the log still has names for: they are gone, or name something else.
     fn dead(&mut self, file: FileId, names: BTreeSet<Name>) -> Result<(), Stop> {
         self.look_at_names(names)?;
-        if self.queue.is_empty() {
-            // All were looked at, and one of them named it a moment ago.
-            return Err(Stop::Verdict(Verdict::Later));
-        }
-        self.lost.insert(file);
+        // Where all were looked at, one of them named it a moment ago, or the directory is gone, too.
+        let undecided = self.queue.is_empty();
+        let next = if undecided {
+            &mut self.put_off
+        } else {
+            &mut self.lost
+        };
+        next.insert(file);
         Ok(())
     }
 

@@ -111,7 +111,7 @@ impl JobQueue {
     }
 
     /// The next job, at once.
-    fn try_pop(&self) -> Option<Job> {
+    pub(super) fn try_pop(&self) -> Option<Job> {
         self.state().jobs.pop_front()
     }
 
@@ -169,14 +169,15 @@ pub fn run(context: Context) -> Result<(), WorkError> {
             }
             next = jobs.try_pop();
         }
-        if worker.frames.flush().is_err() {
+        if worker.flush().is_err() {
             return Ok(());
         }
     }
     Ok(())
 }
 
-struct Worker {
+/// Examines jobs one after the other.
+pub(super) struct Worker {
     mount: Arc<PrivateMount>,
     catalog: PathBuf,
     reader: Option<Reader>,
@@ -184,7 +185,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(context: Context) -> Result<Self, WorkError> {
+    pub(super) fn new(context: Context) -> Result<Self, WorkError> {
         let frames = Frames {
             raw: RawFrame::new(FrameKind::Data),
             packer: Packer::new(context.level)?,
@@ -204,8 +205,13 @@ impl Worker {
         })
     }
 
+    /// Sends what was found so far.
+    pub(super) fn flush(&mut self) -> Result<(), WorkError> {
+        self.frames.flush()
+    }
+
     /// Fails only where nobody takes results any more.
-    fn examine(&mut self, job: Job) -> Result<(), WorkError> {
+    pub(super) fn examine(&mut self, job: Job) -> Result<(), WorkError> {
         let started = Instant::now();
         let outcome = self.outcome(&job);
         if matches!(outcome, Err(WorkError::Stopping)) {

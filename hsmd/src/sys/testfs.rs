@@ -104,7 +104,13 @@ impl TestFs {
 
     /// Unmounts and mounts again, so that nothing of it is in memory.
     pub(crate) fn remount(&self) {
+        self.remount_changed(|| {});
+    }
+
+    /// Changes the image while it is not mounted.
+    pub(crate) fn remount_changed(&self, change: impl FnOnce()) {
         nix::mount::umount(self.root()).expect("unmount");
+        change();
         run(
             "mount",
             &["-o", "loop", path(&self.image()), path(self.root())],
