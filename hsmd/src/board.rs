@@ -6,6 +6,8 @@
 //! is one of those configured. So what status says of copies is the same after a restart, a segment
 //! that was found damaged or gone is copied again, and a pool that comes late gets the whole log.
 
+mod held;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -16,6 +18,7 @@ use tierfs::catalog::{self, CopyRow, Queries, Reader, SegmentRow};
 use tierfs::writer::SealedSegment;
 use tierfs::{Hash, Lsn, SegmentNo, Time};
 
+use self::held::Held;
 use crate::config::Config;
 use crate::control::model::{VolumeState, WaitingReason};
 use crate::shared::{Shared, lock};
@@ -51,8 +54,6 @@ pub struct Due {
     pub before: u64,
     /// The last LSN in it or before it.
     pub lsn: u64,
-    /// Whether it is in the spool.
-    pub spooled: bool,
 }
 
 impl Due {
@@ -64,7 +65,6 @@ impl Due {
             bytes,
             before,
             lsn: last.map_or(before, Lsn::get),
-            spooled: false,
         }
     }
 }
@@ -72,10 +72,7 @@ impl Due {
 impl From<&SealedSegment> for Due {
     fn from(segment: &SealedSegment) -> Self {
         let lsns = (segment.first_lsn, segment.last_lsn);
-        Self {
-            spooled: true,
-            ..Self::new(segment.no, segment.hash, segment.bytes, lsns)
-        }
+        Self::new(segment.no, segment.hash, segment.bytes, lsns)
     }
 }
 
@@ -163,48 +160,13 @@ impl PoolView {
     }
 }
 
-/// What is known of a segment's copy on a volume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Copy {
-    /// It was read back then, or is only known to be listed.
-    Good(Option<Time>),
-    /// It is not as it was written.
-    Damaged,
-}
-
-/// What a volume holds.
-#[derive(Default)]
-struct Held {
-    copies: BTreeMap<SegmentNo, Copy>,
-    /// It is at one of the pool's places, or was when it was seen last.
-    counts: bool,
-}
-
-impl Held {
-    fn has(&self, no: SegmentNo) -> bool {
-        self.counts && matches!(self.copies.get(&no), Some(Copy::Good(_)))
-    }
-
-    fn damaged(&self) -> impl Iterator<Item = SegmentNo> + '_ {
-        let of = |(no, copy): (&SegmentNo, &Copy)| (*copy == Copy::Damaged).then_some(*no);
-        self.copies.iter().filter_map(of)
-    }
-
-    /// When the good copy was read back that was not for the longest time; `None` where one never was.
-    fn verified(&self) -> Option<Time> {
-        let times = self.copies.values().filter_map(|copy| match copy {
-            Copy::Good(verified) => Some(*verified),
-            Copy::Damaged => None,
-        });
-        times.min().flatten()
-    }
-}
-
 #[derive(Default)]
 struct PoolState {
     view: PoolView,
     /// By serial.
     held: BTreeMap<String, Held>,
+    /// What is due and not on any of its volumes.
+    lacking: BTreeSet<SegmentNo>,
 }
 
 impl PoolState {
@@ -217,7 +179,7 @@ impl PoolState {
         for view in &mut self.view.volumes {
             let serial = view.serial.as_ref();
             let held = serial.and_then(|serial| self.held.get(serial));
-            if held.is_some_and(|held| held.copies.contains_key(&row.segment)) {
+            if held.is_some_and(|held| held.knows(row.segment)) {
                 view.bytes += row.bytes;
             }
         }
@@ -235,6 +197,8 @@ impl PoolState {
 #[derive(Default)]
 struct State {
     due: BTreeMap<SegmentNo, Due>,
+    /// Those of `due` that are in the spool.
+    spooled: BTreeSet<SegmentNo>,
     pools: BTreeMap<String, PoolState>,
     order: Vec<String>,
     /// The last LSN in any sealed segment.
@@ -295,20 +259,19 @@ impl Board {
     /// A segment is sealed and durable in the spool.
     pub fn add(&self, due: Due) {
         let mut state = lock(&self.state);
+        let no = due.no;
         state.add(due);
-        state.refresh();
+        state.reconsider([no]);
         drop(state);
         self.shared.nudge();
     }
 
-    /// The segments that a pool lacks, in order.
-    pub fn missing(&self, pool: &str) -> Vec<Due> {
+    /// The first segment after `after` that a pool lacks.
+    pub fn missing(&self, pool: &str, after: Option<SegmentNo>) -> Option<Due> {
         let state = lock(&self.state);
-        let Some(pool) = state.pools.get(pool) else {
-            return Vec::new();
-        };
-        let lacks = state.due.values().filter(|due| !pool.has(due.no));
-        lacks.cloned().collect()
+        let from = after.map_or(SegmentNo::FIRST, SegmentNo::next);
+        let no = state.pools.get(pool)?.lacking.range(from..).next()?;
+        state.due.get(no).cloned()
     }
 
     /// A copy was written and read back.
@@ -317,10 +280,14 @@ impl Board {
         let mut state = lock(&self.state);
         if let Some(pool) = state.pools.get_mut(pool) {
             let held = pool.held.entry(serial.to_owned()).or_default();
-            held.counts = true;
-            held.copies.insert(no, Copy::Good(row.verified));
+            let known = std::mem::replace(&mut held.counts, true);
+            held.insert_good(no, row.verified);
+            if known {
+                state.reconsider([no]);
+            } else {
+                state.refresh();
+            }
         }
-        state.refresh();
         drop(state);
         self.tell_damage();
         self.shared.nudge();
@@ -329,15 +296,16 @@ impl Board {
 
     /// A copy was read back: is it as it was written? Gives what the catalog is to remember.
     pub fn verified(&self, serial: &str, no: SegmentNo, found: Found) -> CopyRow {
-        let (state, copy) = match found {
-            Found::Good => (VERIFIED, Some(Copy::Good(Some(Time::now())))),
-            Found::Damaged => (DAMAGED, Some(Copy::Damaged)),
-            Found::Gone => (LOST, None),
+        let state = match found {
+            Found::Good => VERIFIED,
+            Found::Damaged => DAMAGED,
+            Found::Gone => LOST,
         };
         let row = copy_row(no, serial, state, Some(Time::now()));
-        self.change(serial, |held| match copy {
-            Some(copy) => drop(held.copies.insert(no, copy)),
-            None => drop(held.copies.remove(&no)),
+        self.change(serial, [no], |held| match found {
+            Found::Good => held.insert_good(no, row.verified),
+            Found::Damaged => held.insert_damaged(no),
+            Found::Gone => held.remove(no),
         });
         if found != Found::Good {
             self.require([no]);
@@ -346,7 +314,17 @@ impl Board {
         row
     }
 
-    fn change(&self, serial: &str, change: impl FnOnce(&mut Held)) {
+    /// A check of a whole volume, which began at `begun`, has ended.
+    pub fn checked(&self, serial: &str, begun: Time) {
+        self.change(serial, [], |held| held.checked(begun));
+    }
+
+    fn change(
+        &self,
+        serial: &str,
+        segments: impl IntoIterator<Item = SegmentNo>,
+        change: impl FnOnce(&mut Held),
+    ) {
         let mut state = lock(&self.state);
         let of = |pool: &&mut PoolState| pool.held.contains_key(serial);
         if let Some(pool) = state.pools.values_mut().find(of)
@@ -354,7 +332,7 @@ impl Board {
         {
             change(held);
         }
-        state.refresh();
+        state.reconsider(segments);
         drop(state);
         self.shared.nudge();
     }
@@ -373,23 +351,27 @@ impl Board {
         if let Some(pool) = state.pools.get_mut(pool) {
             let held = pool.held.entry(serial.to_owned()).or_default();
             held.counts = true;
-            let known = std::mem::take(&mut held.copies);
-            for no in listed {
-                let copy = known.get(no).copied();
-                if copy.is_none() {
-                    rows.push(copy_row(*no, serial, LISTED, None));
-                }
-                held.copies.insert(*no, copy.unwrap_or(Copy::Good(None)));
+            for no in listed.iter().filter(|no| !held.knows(**no)) {
+                rows.push(copy_row(*no, serial, LISTED, None));
             }
             for no in faulty.difference(listed) {
-                if known.get(no) != Some(&Copy::Damaged) {
+                if !held.is_damaged(*no) {
                     rows.push(copy_row(*no, serial, DAMAGED, None));
                 }
-                held.copies.insert(*no, Copy::Damaged);
             }
-            for no in known.keys().filter(|no| !held.copies.contains_key(no)) {
+            let here = |no: &SegmentNo| listed.contains(no) || faulty.contains(no);
+            let known = held.good().iter().chain(held.damaged().iter().copied());
+            wanted.extend(known.filter(|no| !here(no)));
+            for no in &wanted {
                 rows.push(copy_row(*no, serial, LOST, None));
-                wanted.push(*no);
+                held.remove(*no);
+            }
+            for row in &rows {
+                match row.state.as_str() {
+                    LISTED => held.insert_good(row.segment, None),
+                    DAMAGED => held.insert_damaged(row.segment),
+                    _ => {}
+                }
             }
             wanted.extend(held.damaged());
         }
@@ -416,9 +398,10 @@ impl Board {
             Ok(found) => {
                 let mut state = lock(&self.state);
                 for due in found {
-                    state.due.entry(due.no).or_insert(due);
+                    let no = due.no;
+                    state.due.entry(no).or_insert(due);
+                    state.reconsider([no]);
                 }
-                state.refresh();
             }
             Err(error) => tracing::error!(%error, "damaged segments cannot be looked up"),
         }
@@ -428,7 +411,7 @@ impl Board {
     pub fn is_damaged(&self, pool: &str, serial: &str, no: SegmentNo) -> bool {
         let state = lock(&self.state);
         let held = state.pools.get(pool).and_then(|pool| pool.held.get(serial));
-        held.is_some_and(|held| held.copies.get(&no) == Some(&Copy::Damaged))
+        held.is_some_and(|held| held.is_damaged(no))
     }
 
     /// Changes what status shows of a pool.
@@ -448,8 +431,8 @@ impl Board {
                 let serial = volume.serial.as_ref();
                 if let Some(held) = serial.and_then(|serial| pool.held.get(serial)) {
                     volume.verified = held.verified();
-                    volume.damaged = held.damaged().count() as u64;
-                    volume.segments = held.copies.len() as u64;
+                    volume.damaged = held.damaged().len() as u64;
+                    volume.segments = held.count();
                 }
             }
             view
@@ -467,8 +450,8 @@ impl Board {
     pub fn dispensable(&self, lsn: u64) -> Vec<SegmentNo> {
         let state = lock(&self.state);
         let everywhere = |no: SegmentNo| state.pools.values().all(|pool| pool.has(no));
-        let dues = state.due.values();
-        dues.filter(|due| due.spooled && due.lsn <= lsn && everywhere(due.no))
+        let dues = state.spooled.iter().filter_map(|no| state.due.get(no));
+        dues.filter(|due| due.lsn <= lsn && everywhere(due.no))
             .map(|due| due.no)
             .collect()
     }
@@ -476,10 +459,8 @@ impl Board {
     /// A segment left the spool.
     pub fn left_spool(&self, no: SegmentNo) {
         let mut state = lock(&self.state);
-        if let Some(due) = state.due.get_mut(&no) {
-            due.spooled = false;
-        }
-        state.refresh();
+        state.spooled.remove(&no);
+        state.reconsider([no]);
     }
 
     /// Places of volumes that have a good copy of a segment.
@@ -500,7 +481,7 @@ impl Board {
         let state = lock(&self.state);
         for (name, pool) in &state.pools {
             for (serial, held) in &pool.held {
-                let damaged: Vec<SegmentNo> = held.damaged().collect();
+                let damaged: Vec<SegmentNo> = held.damaged().iter().copied().collect();
                 let lacks = damaged.iter().any(|no| !pool.has(*no));
                 let path = pool.path_of(serial).map(Path::to_owned);
                 found.push((name.clone(), serial.clone(), path, damaged, lacks));
@@ -602,14 +583,13 @@ impl State {
 
     fn know_copies(&mut self, queries: Queries<'_>) -> Result<(), catalog::Error> {
         queries.for_each_copy(|row| {
-            let copy = match row.state.as_str() {
-                state if is_good(state) => Copy::Good(row.verified),
-                DAMAGED => Copy::Damaged,
-                _ => return,
-            };
             for pool in self.pools.values_mut() {
                 if let Some(held) = pool.held.get_mut(&row.serial) {
-                    held.copies.insert(row.segment, copy);
+                    match row.state.as_str() {
+                        state if is_good(state) => held.insert_good(row.segment, row.verified),
+                        DAMAGED => held.insert_damaged(row.segment),
+                        _ => {}
+                    }
                 }
             }
         })
@@ -637,27 +617,44 @@ impl State {
         }
     }
 
+    /// A segment in the spool.
     fn add(&mut self, due: Due) {
         self.top = self.top.max(due.lsn);
+        self.spooled.insert(due.no);
         self.due.insert(due.no, due);
     }
 
-    /// What nobody needs any more goes; the watermarks of all pools: how far each is without a gap.
+    /// Everything anew.
     fn refresh(&mut self) {
-        let pools = &self.pools;
-        self.due
-            .retain(|no, due| due.spooled || !pools.values().all(|pool| pool.has(*no)));
-        for pool in self.pools.values_mut() {
-            let (mut first, mut count, mut bytes) = (None, 0, 0);
-            for due in self.due.values() {
-                if !pool.held.values().any(|held| held.has(due.no)) {
-                    first.get_or_insert(due.before);
-                    count += 1;
-                    bytes += due.bytes;
+        let all: Vec<SegmentNo> = self.due.keys().copied().collect();
+        self.reconsider(all);
+    }
+
+    /// Who lacks these segments; what nobody needs any more goes. Then the watermarks of all pools: how
+    /// far each is without a gap.
+    fn reconsider(&mut self, segments: impl IntoIterator<Item = SegmentNo>) {
+        for no in segments {
+            let Some(due) = self.due.get(&no) else {
+                continue;
+            };
+            let mut needed = self.spooled.contains(&no);
+            for pool in self.pools.values_mut() {
+                let lacks = !pool.has(no);
+                needed |= lacks;
+                let (count, bytes) = &mut pool.view.lacks;
+                if lacks && pool.lacking.insert(no) {
+                    (*count, *bytes) = (*count + 1, *bytes + due.bytes);
+                } else if !lacks && pool.lacking.remove(&no) {
+                    (*count, *bytes) = (*count - 1, *bytes - due.bytes);
                 }
             }
-            pool.view.lacks = (count, bytes);
-            pool.view.copied_lsn = first.unwrap_or(self.top);
+            if !needed {
+                self.due.remove(&no);
+            }
+        }
+        for pool in self.pools.values_mut() {
+            let first = pool.lacking.first().and_then(|no| self.due.get(no));
+            pool.view.copied_lsn = first.map_or(self.top, |due| due.before);
         }
     }
 }

@@ -127,8 +127,10 @@ impl Flusher {
     /// Copies until there is nothing more to do, or nothing can be done. True: wait a while.
     fn copy_missing(&self, open: &mut Open) -> bool {
         let mut blocked: Option<(SegmentNo, Waits)> = None;
-        for due in &self.board.missing(&self.pool) {
-            match self.try_copy(due, open) {
+        let mut after = None;
+        while let Some(due) = self.board.missing(&self.pool, after) {
+            after = Some(due.no);
+            match self.try_copy(&due, open) {
                 Tried::Copied => {
                     if blocked.is_none() {
                         self.goes_on();

@@ -581,6 +581,7 @@ impl Core for Service {
         let failed = |error: media::Error| CoreError::Failed(error.to_string());
         let (path, volume) = self.open_volume(serial_or_path)?;
         let inventory = volume.inventory().map_err(failed)?;
+        let begun = tierfs::Time::now();
         let mut faults: Vec<String> = inventory.faults.iter().map(ToString::to_string).collect();
         let mut at = VerifyProgress {
             objects_total: inventory.entries.len() as u64,
@@ -616,6 +617,7 @@ impl Core for Service {
                 return Err(CoreError::Cancelled("the check of the volume"));
             }
         }
+        self.board.checked(&serial, begun);
         self.shared.wake();
         Ok(VerifyDone {
             serial,

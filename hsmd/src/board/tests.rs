@@ -137,7 +137,10 @@ fn view(board: &Board, pool: &str) -> PoolView {
 }
 
 fn numbers(board: &Board, pool: &str) -> Vec<u64> {
-    board.missing(pool).iter().map(|due| due.no.get()).collect()
+    let first = board.missing(pool, None);
+    let next = |due: &Due| board.missing(pool, Some(due.no));
+    let all = std::iter::successors(first, next);
+    all.map(|due| due.no.get()).collect()
 }
 
 fn set(numbers: &[u64]) -> BTreeSet<SegmentNo> {
@@ -279,10 +282,7 @@ fn what_is_in_the_spool_may_leave_it_when_all_have_it() {
     let shared = Arc::new(Shared::new(std::time::Duration::ZERO));
     let board = Board::new(shared, &["a".to_owned(), "b".to_owned()]);
     let row = World::segment(1);
-    board.add(Due {
-        spooled: true,
-        ..Due::from(&row)
-    });
+    board.add(Due::from(&row));
     let _ = board.has("a", ONE, no(1));
     assert!(board.dispensable(100).is_empty());
     let _ = board.has("b", TWO, no(1));
