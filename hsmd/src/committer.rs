@@ -28,11 +28,14 @@ use crate::control::when::When;
 use crate::shared::Shared;
 use crate::sys;
 use crate::sys::mount::PrivateMount;
+use crate::sys::schedule::Class;
 
 /// Hints taken in one turn.
 const HINTS_PER_TURN: usize = 1000;
 /// How long due hints gather, unless there are that many: each turn is a transaction.
 const GATHER: Duration = Duration::from_millis(5);
+/// How often it is asked whether the workers are behind while they work.
+const BEHIND_LOOK: Duration = Duration::from_millis(100);
 /// Examinations under way at most.
 const JOBS_MAX: usize = 2000;
 /// The catalog is committed at least this often while changes never pause.
@@ -201,6 +204,12 @@ impl Committer {
             ));
         }
         self.batch(done, hints)?;
+        let class = if self.parts.shared.is_behind() {
+            Class::Normal
+        } else {
+            Class::Idle
+        };
+        self.parts.jobs.schedule(class);
         self.seal_if_due()?;
         self.sync_if_due()?;
         self.commit_catalog_if_due()?;
@@ -246,7 +255,9 @@ impl Committer {
             .then(|| self.last_commit + CATALOG_COMMIT);
         let flush = (self.flushed != self.folded && !self.uncommitted())
             .then(|| self.last_flush + CATALOG_FLUSH);
-        let next = [hint, sync, seal, commit, flush]
+        // Workers that get no processor raise no event.
+        let behind = (self.examiner.under_way() > 0).then(|| now + BEHIND_LOOK);
+        let next = [hint, sync, seal, commit, flush, behind]
             .into_iter()
             .flatten()
             .min();

@@ -317,6 +317,15 @@ impl Shared {
         drop(self.moved.wait_timeout(progress, patience));
     }
 
+    /// True where a change waits for its examination for much longer than files rest: within the `rpo`.
+    pub fn is_behind(&self) -> bool {
+        let rest = self.settle * 3;
+        let hints = self.hints();
+        hints
+            .oldest()
+            .is_some_and(|(since, _)| since.elapsed() > rest)
+    }
+
     /// Wakes everybody who waits for progress.
     pub fn nudge(&self) {
         let _held = lock(&self.progress);

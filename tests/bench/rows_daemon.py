@@ -182,7 +182,7 @@ def idle(bench: Bench) -> list[Row]:
     daemon.start()
     daemon.wait_ready()
     daemon.sync("--to", "media")
-    time.sleep(3)
+    time.sleep(20)  # the catalog is checkpointed within 15 s
     before = daemon.cpu_seconds()
     time.sleep(IDLE_SECONDS)
     percent = (daemon.cpu_seconds() - before) / IDLE_SECONDS * 100

@@ -22,6 +22,7 @@ use super::hints::Look;
 use crate::sys;
 use crate::sys::handle::Handle;
 use crate::sys::mount::PrivateMount;
+use crate::sys::schedule::{self, Class, Thread};
 
 /// Data ids are taken in blocks of this many, so that the chunks of a large file follow one another.
 const ID_BLOCK: u64 = 4096;
@@ -81,6 +82,22 @@ pub enum WorkError {
 pub struct JobQueue {
     state: Mutex<Queued>,
     wake: Condvar,
+    workers: Mutex<Workers>,
+}
+
+/// The threads that take jobs, and how they compete with other programs.
+struct Workers {
+    threads: Vec<Thread>,
+    class: Class,
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self {
+            threads: Vec::new(),
+            class: Class::Normal,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -92,6 +109,29 @@ struct Queued {
 }
 
 impl JobQueue {
+    /// Lets the workers compete with other programs, or take what these leave: whoever unpacks an
+    /// archive is not to wait for its examination, as long as the log is not behind.
+    pub fn schedule(&self, class: Class) {
+        let mut workers = self.workers();
+        if workers.class != class {
+            workers.class = class;
+            for thread in &workers.threads {
+                put_into(*thread, class);
+            }
+        }
+    }
+
+    /// The calling thread takes jobs from here.
+    fn enter(&self) {
+        let mut workers = self.workers();
+        workers.threads.push(schedule::this_thread());
+        put_into(schedule::this_thread(), workers.class);
+    }
+
+    fn workers(&self) -> MutexGuard<'_, Workers> {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Adds a job.
     pub fn push(&self, job: Job) {
         let mut state = self.state();
@@ -138,6 +178,13 @@ impl JobQueue {
     }
 }
 
+/// Courtesy only: nothing depends on it.
+fn put_into(thread: Thread, class: Class) {
+    if let Err(error) = schedule::set_class(thread, class) {
+        tracing::debug!(%error, "a worker's scheduling class stays as it is");
+    }
+}
+
 /// What all workers share.
 #[derive(Clone)]
 pub struct Context {
@@ -160,6 +207,7 @@ pub struct Context {
 /// Runs one worker until the queue is closed.
 pub fn run(context: Context) -> Result<(), WorkError> {
     let jobs = context.jobs.clone();
+    jobs.enter();
     let mut worker = Worker::new(context)?;
     while let Some(job) = jobs.pop() {
         let mut next = Some(job);

@@ -22,6 +22,7 @@ pub mod io;
 pub mod lease;
 pub mod mount;
 pub mod pagecache;
+pub mod schedule;
 pub mod seek;
 pub mod stat;
 pub mod superblock;

@@ -22,7 +22,21 @@ struct Walk {
     groups: HashMap<(u64, u64), Vec<u8>>,
 }
 
+/// The walk descends by recursion, into trees of any depth.
+const STACK: usize = 1 << 30;
+
 pub(super) fn tree(root: &Path, options: Options) -> io::Result<Tree> {
+    std::thread::scope(|scope| {
+        let walker = std::thread::Builder::new()
+            .stack_size(STACK)
+            .spawn_scoped(scope, || walk(root, options))?;
+        walker
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn walk(root: &Path, options: Options) -> io::Result<Tree> {
     sys::raise_descriptor_limit();
     let dir = open(root)?;
     nix::unistd::syncfs(&dir)?;
