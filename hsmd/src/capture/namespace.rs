@@ -274,6 +274,7 @@ impl Namespace {
             lost: BTreeSet::new(),
             put_off: BTreeSet::new(),
             moved: Vec::new(),
+            followed: BTreeSet::new(),
             found: Seen::default(),
         };
         let done = begin(&mut group).and_then(|()| group.close());
@@ -322,6 +323,8 @@ struct Group<'g, 'c> {
     /// Gone, and named in directories whose own fate is open.
     put_off: BTreeSet<FileId>,
     moved: Vec<FileId>,
+    /// Directories whose place was looked at because the way up from another did not end at the root.
+    followed: BTreeSet<FileId>,
     found: Seen,
 }
 
@@ -341,7 +344,10 @@ impl Group<'_, '_> {
                 continue;
             }
             if self.put_off.is_empty() {
-                break;
+                if self.is_whole()? {
+                    return Ok(());
+                }
+                continue;
             }
             // Once more, as long as that changes something.
             if changed.replace(self.tree.mark()) == Some(self.tree.mark()) {
@@ -349,15 +355,46 @@ impl Group<'_, '_> {
             }
             self.lost = std::mem::take(&mut self.put_off);
         }
-        for dir in std::mem::take(&mut self.moved) {
-            let names = self.tree.names_of(dir)?;
-            if !self.tree.is_deleted(dir)
-                && (names.len() > 1 || self.tree.broken_above(dir)?.is_some())
-            {
+    }
+
+    /// Whether every directory that was moved has one name, and a way to the root. False: more was found
+    /// to look at.
+    fn is_whole(&mut self) -> Result<bool, Stop> {
+        for dir in self.moved.clone() {
+            if self.tree.is_deleted(dir) {
+                continue;
+            }
+            let broken = self.tree.broken_above(dir)?.is_some();
+            if broken && self.look_above(dir)? {
+                return Ok(false);
+            }
+            if broken || self.tree.names_of(dir)?.len() > 1 {
                 return Err(Stop::Verdict(Verdict::Later));
             }
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// The way up from a directory does not lead to the root: one on it was moved, too, and nobody has
+    /// told us yet. False where all of their places were looked at.
+    fn look_above(&mut self, dir: FileId) -> Result<bool, Stop> {
+        let (mut at, mut way) = (dir, BTreeSet::new());
+        while at != FileId::ROOT && way.insert(at) {
+            let Some((parent, _)) = self.tree.names_of(at)?.into_iter().next() else {
+                break;
+            };
+            at = parent;
+        }
+        for file in way {
+            if self.followed.insert(file)
+                && let Some(handle) = self.tree.handle_of(file)?
+                && let DirPlace::At(place) = self.space.place_of(&handle)?
+                && !self.seen.contains(&place)
+            {
+                self.queue.push_back(place);
+            }
+        }
+        Ok(!self.queue.is_empty())
     }
 
     /// Looks at an entry once more, if it was not looked at for this group.
