@@ -119,6 +119,10 @@ fn killed_replays_are_continued_to_an_equal_tree() {
         if ended.success() {
             break;
         }
+        if killed > 0 && ended.code() == Some(2) && !to.join(".hsm-replay").exists() {
+            // The one before was killed when nothing was left to do but the last sync.
+            break;
+        }
         assert_eq!(ended.code(), None, "it ended by itself with an error");
         killed += 1;
         if to.join(".hsm-replay/state.json").exists() {
