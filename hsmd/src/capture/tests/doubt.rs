@@ -342,3 +342,23 @@ fn a_change_of_attributes_alone_is_trusted_in_the_end() {
     let row = rig.catalog.queries().inode(file).unwrap().unwrap();
     assert_eq!(row.ctime.map(|time| i64::from(time.nanos)), Some(ctime));
 }
+
+/// Of two moves that turn a directory and its parent around, only the second is told: it would close a
+/// circle, so the place of the other one is looked at as well, and nothing waits for the sweep.
+#[test]
+fn a_circle_is_opened_by_the_move_that_nobody_told() {
+    for kind in KINDS {
+        let fs = TestFs::new(kind);
+        fs::create_dir_all(fs.at("a/b/c")).unwrap();
+        fs::write(fs.at("a/b/c/file"), "content").unwrap();
+        let (mut rig, mut rng) = settled(fs);
+        fs::rename(rig.fs.at("a/b"), rig.fs.at("b")).unwrap();
+        fs::rename(rig.fs.at("a"), rig.fs.at("b/c/a")).unwrap();
+        rig.lose_events();
+        let above = handle(&rig, "b/c");
+        rig.shared.note([entry(above, "a")]);
+        // Fails where the hint is given up.
+        rig.rest(&mut rng);
+        assert_same(&rig);
+    }
+}
