@@ -5,6 +5,7 @@
 //! * [`frame`], [`segment`]: how records lie in a file that `zstd -dc` can read.
 //! * [`disk`], [`writer`], [`spool`]: appending, group commit, sealing, recovery.
 //! * [`catalog`]: the SQLite database that is the fold of the log.
+//! * [`stub`], [`residency`]: the mark of a released file, and the list of those on this disk.
 //!
 //! This crate knows nothing of volumes, of the kernel's events or of the programs.
 
@@ -17,9 +18,11 @@ pub mod ids;
 pub mod layout;
 pub mod record;
 pub mod recovery;
+pub mod residency;
 pub mod scan;
 pub mod segment;
 pub mod spool;
+pub mod stub;
 pub mod writer;
 
 pub use ids::{DataId, Epoch, FileId, Hash, LogId, Lsn, SegmentNo, Time};

@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use super::{Error, last_error};
 
 /// The mark of a released file; never part of what the user sees or the log keeps.
-pub const STUB_XATTR: &[u8] = b"trusted.hsm";
+pub const STUB_XATTR: &[u8] = tierfs::stub::XATTR.as_bytes();
 /// XFS stores ACLs under these names, in a form of its own, and lists them beside
 /// `system.posix_acl_*`, which say the same on every filesystem.
 const XFS_ACLS: [&[u8]; 2] = [b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT"];

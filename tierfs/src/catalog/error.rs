@@ -155,7 +155,7 @@ fn advice(source: &rusqlite::Error) -> &'static str {
 
 impl Error {
     /// What SQLite said about the file, damage told apart from all other failures.
-    pub(super) fn sqlite(path: &Path, doing: &'static str, source: rusqlite::Error) -> Self {
+    pub(crate) fn sqlite(path: &Path, doing: &'static str, source: rusqlite::Error) -> Self {
         use rusqlite::ErrorCode;
         let path = path.to_owned();
         let damaged = matches!(

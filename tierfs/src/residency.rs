@@ -1,0 +1,325 @@
+//! What is on the local disk and what is not: the list of stubs, and when files were last read.
+//!
+//! An SQLite file of its own beside the catalog, because it must be durable before a byte is given
+//! back, while the catalog waits for the log. It describes this disk only and nothing depends on it but
+//! speed: each stub carries its mark ([`crate::stub`]), so a list that is missing or not known to be
+//! complete is made again by looking at every file.
+//!
+//! Guarantees: a file is on the list, durably, before it gets a mark; it may stay on the list after it
+//! lost it. So the list holds all stubs while it is [`Residency::is_complete`].
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+
+use crate::catalog::Error;
+use crate::ids::FileId;
+
+/// "hsr1": says that an SQLite file is such a list.
+const APPLICATION_ID: i64 = 0x6873_7231;
+/// Raised with every change of the tables; another version is made anew from the disk.
+const SCHEMA_VERSION: i64 = 1;
+
+const TABLES: &str = "
+CREATE TABLE stub(file INTEGER PRIMARY KEY, handle BLOB NOT NULL, since_s INTEGER NOT NULL) STRICT;
+CREATE TABLE atime(file INTEGER PRIMARY KEY, atime_s INTEGER NOT NULL) STRICT;
+CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+";
+
+/// A stub on the list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stub {
+    /// Which file.
+    pub file: FileId,
+    /// Its inode: handle type (i32 little endian) and bytes.
+    pub handle: Vec<u8>,
+}
+
+/// The list, and the one connection that writes it.
+pub struct Residency {
+    conn: Connection,
+    path: PathBuf,
+}
+
+/// Where the list lies that belongs to a catalog.
+pub fn path_beside(catalog: &Path) -> PathBuf {
+    let mut path = catalog.as_os_str().to_owned();
+    path.push(".residency");
+    PathBuf::from(path)
+}
+
+fn number(file: FileId) -> i64 {
+    // File ids are given one by one from 1.
+    i64::try_from(file.get()).unwrap_or(i64::MAX)
+}
+
+impl Residency {
+    /// Opens the list, or begins one that is empty and not complete. What is at `path` and no list of
+    /// this version is replaced: nothing in it cannot be found again.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        match Self::open_existing(path) {
+            Ok(Some(list)) => return Ok(list),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "the list of stubs is made anew"),
+        }
+        for end in ["", "-wal", "-shm"] {
+            let mut name = path.as_os_str().to_owned();
+            name.push(end);
+            match std::fs::remove_file(&name) {
+                Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::Io {
+                        path: name.into(),
+                        doing: "removing an unreadable list of stubs",
+                        source,
+                    });
+                }
+                _ => {}
+            }
+        }
+        let conn = Self::connect(path, OpenFlags::SQLITE_OPEN_CREATE)?;
+        let list = Self {
+            conn,
+            path: path.to_owned(),
+        };
+        list.batch(&format!(
+            "BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION_ID}; \
+             PRAGMA user_version = {SCHEMA_VERSION}; {TABLES} COMMIT"
+        ))?;
+        Ok(list)
+    }
+
+    fn open_existing(path: &Path) -> Result<Option<Self>, Error> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        let conn = Self::connect(path, OpenFlags::empty())?;
+        let fail = |error| Error::sqlite(path, "opening the list of stubs", error);
+        let pragma = |name: &str| {
+            conn.query_row(name, [], |row| row.get::<_, i64>(0))
+                .map_err(fail)
+        };
+        let ours = pragma("PRAGMA application_id")? == APPLICATION_ID
+            && pragma("PRAGMA user_version")? == SCHEMA_VERSION;
+        Ok(ours.then(|| Self {
+            conn,
+            path: path.to_owned(),
+        }))
+    }
+
+    fn connect(path: &Path, more: OpenFlags) -> Result<Connection, Error> {
+        let fail = |error| Error::sqlite(path, "opening the list of stubs", error);
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | more;
+        let conn = Connection::open_with_flags(path, flags).map_err(fail)?;
+        // FULL: what was added is on the disk when the call returns.
+        conn.execute_batch(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 10000; PRAGMA cache_size = -8192",
+        )
+        .map_err(fail)?;
+        Ok(conn)
+    }
+
+    fn fail(&self, doing: &'static str) -> impl Fn(rusqlite::Error) -> Error + '_ {
+        move |error| Error::sqlite(&self.path, doing, error)
+    }
+
+    fn batch(&self, sql: &str) -> Result<(), Error> {
+        self.conn
+            .execute_batch(sql)
+            .map_err(self.fail("writing the list of stubs"))
+    }
+
+    /// Puts files on the list. Durable when it returns: now they may get their marks.
+    pub fn add(&mut self, stubs: &[Stub], now: i64) -> Result<(), Error> {
+        let fail = |path: &Path, error| Error::sqlite(path, "adding to the list of stubs", error);
+        let Self { conn, path } = self;
+        let txn = conn.transaction().map_err(|error| fail(path, error))?;
+        {
+            let mut insert = txn
+                .prepare_cached("INSERT INTO stub(file, handle, since_s) VALUES (?1, ?2, ?3) ON CONFLICT(file) DO UPDATE SET handle = excluded.handle")
+                .map_err(|error| fail(path, error))?;
+            for stub in stubs {
+                insert
+                    .execute(params![number(stub.file), stub.handle, now])
+                    .map_err(|error| fail(path, error))?;
+            }
+        }
+        txn.commit().map_err(|error| fail(path, error))
+    }
+
+    /// Takes files off the list that have no mark any more.
+    pub fn remove(&mut self, files: &[FileId]) -> Result<(), Error> {
+        let fail = |path: &Path, error| Error::sqlite(path, "shortening the list of stubs", error);
+        let Self { conn, path } = self;
+        let txn = conn.transaction().map_err(|error| fail(path, error))?;
+        {
+            let mut delete = txn
+                .prepare_cached("DELETE FROM stub WHERE file = ?1")
+                .map_err(|error| fail(path, error))?;
+            for file in files {
+                delete
+                    .execute([number(*file)])
+                    .map_err(|error| fail(path, error))?;
+            }
+        }
+        txn.commit().map_err(|error| fail(path, error))
+    }
+
+    /// Whether a file is on the list.
+    pub fn contains(&self, file: FileId) -> Result<bool, Error> {
+        self.conn
+            .prepare_cached("SELECT 1 FROM stub WHERE file = ?1")
+            .and_then(|mut stmt| stmt.query_row([number(file)], |_| Ok(())).optional())
+            .map(|found| found.is_some())
+            .map_err(self.fail("reading the list of stubs"))
+    }
+
+    /// Up to `limit` stubs with ids beyond `after`, ascending.
+    pub fn page(&self, after: Option<FileId>, limit: usize) -> Result<Vec<Stub>, Error> {
+        let after = after.map_or(0, number);
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows = self
+            .conn
+            .prepare_cached("SELECT file, handle FROM stub WHERE file > ?1 ORDER BY file LIMIT ?2")
+            .and_then(|mut stmt| {
+                stmt.query_map(params![after, limit], |row| {
+                    Ok((row.get::<_, i64>(0)?, row.get(1)?))
+                })?
+                .collect::<Result<Vec<(i64, Vec<u8>)>, _>>()
+            })
+            .map_err(self.fail("reading the list of stubs"))?;
+        let stub = |(file, handle): (i64, _)| {
+            let file = FileId::new(u64::try_from(file).ok()?)?;
+            Some(Stub { file, handle })
+        };
+        Ok(rows.into_iter().filter_map(stub).collect())
+    }
+
+    /// How many are on the list.
+    pub fn count(&self) -> Result<u64, Error> {
+        self.conn
+            .query_row("SELECT count(*) FROM stub", [], |row| row.get::<_, i64>(0))
+            .map(|count| u64::try_from(count).unwrap_or(0))
+            .map_err(self.fail("counting stubs"))
+    }
+
+    /// Whether the list is known to hold every stub of this filesystem.
+    pub fn is_complete(&self, fs_uuid: &[u8; 16]) -> Result<bool, Error> {
+        let known: Option<String> = self
+            .conn
+            .query_row("SELECT value FROM meta WHERE key = 'complete'", [], |row| {
+                row.get(0)
+            })
+            .optional()
+            .map_err(self.fail("reading the list of stubs"))?;
+        Ok(known.is_some_and(|known| known == hex(fs_uuid)))
+    }
+
+    /// Every file of this filesystem has been looked at, and all that have a mark are on the list. From
+    /// here on it stays complete, a crash included.
+    pub fn set_complete(&mut self, fs_uuid: &[u8; 16]) -> Result<(), Error> {
+        self.conn
+            .execute(
+                "INSERT INTO meta(key, value) VALUES ('complete', ?1) ON CONFLICT(key) DO UPDATE SET value = excluded.value",
+                [hex(fs_uuid)],
+            )
+            .map(drop)
+            .map_err(self.fail("writing the list of stubs"))
+    }
+
+    /// Forgets everything: the list belongs to another disk.
+    pub fn clear(&mut self) -> Result<(), Error> {
+        self.batch("BEGIN IMMEDIATE; DELETE FROM stub; DELETE FROM atime; DELETE FROM meta; COMMIT")
+    }
+
+    /// Notes when files were last read (unix seconds), where that is later than what is noted.
+    pub fn set_atimes(&mut self, atimes: &[(FileId, i64)]) -> Result<(), Error> {
+        let fail = |path: &Path, error| Error::sqlite(path, "noting access times", error);
+        let Self { conn, path } = self;
+        let txn = conn.transaction().map_err(|error| fail(path, error))?;
+        {
+            let mut upsert = txn
+                .prepare_cached(
+                    "INSERT INTO atime(file, atime_s) VALUES (?1, ?2)
+                     ON CONFLICT(file) DO UPDATE SET atime_s = excluded.atime_s WHERE excluded.atime_s > atime_s",
+                )
+                .map_err(|error| fail(path, error))?;
+            for (file, atime) in atimes {
+                upsert
+                    .execute(params![number(*file), atime])
+                    .map_err(|error| fail(path, error))?;
+            }
+        }
+        txn.commit().map_err(|error| fail(path, error))
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stub(file: u64) -> Stub {
+        Stub {
+            file: FileId::new(file).expect("not 0"),
+            handle: vec![1, 0, 0, 0, 7],
+        }
+    }
+
+    #[test]
+    fn the_list_is_kept_and_says_whether_it_is_complete() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = path_beside(&dir.path().join("catalog.db"));
+        let mut list = Residency::open(&path).expect("a list");
+        assert!(!list.is_complete(&[1; 16]).expect("read"));
+        list.add(&[stub(3), stub(1), stub(2), stub(3)], 5)
+            .expect("added");
+        list.set_complete(&[1; 16]).expect("noted");
+        list.remove(&[stub(2).file]).expect("removed");
+        drop(list);
+        let list = Residency::open(&path).expect("the same list");
+        assert_eq!(list.page(None, 10).expect("read"), [stub(1), stub(3)]);
+        assert_eq!(list.page(FileId::new(1), 10).expect("read"), [stub(3)]);
+        assert_eq!(list.count().expect("counted"), 2);
+        assert!(list.contains(stub(3).file).expect("read"));
+        assert!(list.is_complete(&[1; 16]).expect("read"));
+        assert!(!list.is_complete(&[2; 16]).expect("read"));
+    }
+
+    #[test]
+    fn what_is_no_list_is_replaced() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("list");
+        std::fs::write(
+            &path,
+            b"this is not a database at all, but text of some length",
+        )
+        .expect("written");
+        let list = Residency::open(&path).expect("a new list");
+        assert_eq!(list.count().expect("counted"), 0);
+        assert!(!list.is_complete(&[1; 16]).expect("read"));
+    }
+
+    #[test]
+    fn access_times_only_go_forward() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut list = Residency::open(&dir.path().join("list")).expect("a list");
+        let file = FileId::ROOT;
+        for atime in [7, 9, 8] {
+            list.set_atimes(&[(file, atime)]).expect("noted");
+        }
+        let found: i64 = list
+            .conn
+            .query_row("SELECT atime_s FROM atime WHERE file = 1", [], |row| {
+                row.get(0)
+            })
+            .expect("read");
+        assert_eq!(found, 9);
+    }
+}

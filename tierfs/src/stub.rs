@@ -1,0 +1,90 @@
+//! The stub mark: what says on the disk itself that a file's data is released.
+//!
+//! A file with the extended attribute [`XATTR`] is a stub: some of its data, usually all, lies only in
+//! the log. The mark is set before the first byte is given back and goes after the last one is back and
+//! durable, so a file without it is whole. It is bound to the inode by its handle: a copy of the
+//! attribute on another inode says nothing.
+//!
+//! It is never logged, and is small enough to lie in an ext4 inode of 256 bytes (68 bytes of value).
+//! hsm(7) describes it for people.
+
+use crate::cbor::{self, CborError};
+use crate::cbor_map;
+use crate::ids::{FileId, LogId, Lsn, Time};
+
+/// The attribute's name.
+pub const XATTR: &str = "trusted.hsm";
+
+cbor_map! {
+    /// What the attribute holds.
+    StubMark {
+        /// The log that has the data.
+        0 => log_id: LogId,
+        /// Which file of it.
+        2 => file: FileId,
+        /// The transaction that committed the version.
+        4 => version: Lsn,
+        /// Its size, bytes. A stub that is smaller was cut since, and has nothing of the log's beyond that.
+        6 => size: u64,
+        /// The modification time that the file is to have.
+        8 => mtime: Time,
+        /// The inode that it belongs to: handle type (i32 little endian) and bytes of
+        /// `name_to_handle_at(2)`.
+        10 => handle: Vec<u8>,
+    }
+}
+
+impl StubMark {
+    /// The attribute's value.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        cbor::to_bytes(self)
+    }
+
+    /// Reads the attribute's value.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, CborError> {
+        cbor::whole(bytes, "a stub mark")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn mark(size: u64) -> Option<StubMark> {
+        Some(StubMark {
+            log_id: LogId([0xa5; 16]),
+            file: FileId::new(16_000_000)?,
+            version: Lsn::new(4_000_000_000)?,
+            size,
+            mtime: Time {
+                seconds: 1_795_000_000,
+                nanos: 999_999_999,
+            },
+            handle: vec![1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8],
+        })
+    }
+
+    #[test]
+    fn a_mark_fits_an_inode_of_ext4() {
+        // 256 bytes less 160 of the inode: 4 of header, 20 of entry and name, 4 that end the list.
+        let bytes = mark(4_000_000_000).map(|mark| mark.to_bytes());
+        assert!(bytes.is_some_and(|bytes| bytes.len() <= 68));
+    }
+
+    proptest! {
+        #[test]
+        fn a_mark_comes_back(size: u64) {
+            let mark = mark(size);
+            let again = mark.as_ref().map(|mark| StubMark::from_bytes(&mark.to_bytes()).ok());
+            prop_assert_eq!(again, Some(mark));
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes: Vec<u8>) {
+            if let Ok(mark) = StubMark::from_bytes(&bytes) {
+                prop_assert!(mark.to_bytes().len() <= bytes.len());
+            }
+        }
+    }
+}
