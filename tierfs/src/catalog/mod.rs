@@ -18,6 +18,7 @@ mod digest;
 mod error;
 mod fold;
 mod history;
+mod listing;
 mod live;
 mod local;
 mod places;
@@ -41,6 +42,7 @@ use crate::record::{Filesystem, Txn};
 
 pub use error::{Error, Refusal};
 pub use history::AsOf;
+pub use listing::Listed;
 pub use live::{Live, LiveRows};
 pub use query::{Pieces, Queries, XattrList};
 pub use rows::{

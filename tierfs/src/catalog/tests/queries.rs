@@ -554,3 +554,57 @@ fn all_copies_are_told() {
         .unwrap();
     assert_eq!(told, rows);
 }
+
+#[test]
+fn a_listing_says_all_of_each_entry() {
+    let mut catalog = one_file(vec![data(0, 10, 1)]);
+    let [extents, content] = version(3, vec![hole(0, 10)]);
+    fold(
+        &mut catalog,
+        vec![vec![
+            inode(3, Kind::Regular),
+            extents,
+            content,
+            link(1, "holes", 3),
+            inode(4, Kind::Directory),
+            link(1, "dir", 4),
+            link(4, "again", 2),
+            inode(5, Kind::Symlink),
+            xattrs(5, &[("trusted.a", "1"), ("trusted.b", "2")], false),
+            link(1, "link", 5),
+        ]],
+    )
+    .unwrap();
+    let queries = catalog.queries();
+    let told: Vec<_> = queries
+        .listing(id(1), None, 9)
+        .unwrap()
+        .into_iter()
+        .map(|row| {
+            let whole = queries.inode(row.inode.file).unwrap().unwrap();
+            assert_eq!(row.inode.mtime, whole.mtime);
+            assert_eq!(
+                (row.inode.content_lsn, row.inode.size, row.inode.target),
+                (whole.content_lsn, whole.size, whole.target)
+            );
+            assert_eq!(row.xattrs, queries.xattrs(row.inode.file).unwrap());
+            let name = String::from_utf8(row.name).unwrap();
+            (name, row.inode.kind, row.has_data, row.has_others)
+        })
+        .collect();
+    let expected = [
+        ("dir", Kind::Directory, false, false),
+        ("f", Kind::Regular, true, true),
+        ("holes", Kind::Regular, false, false),
+        ("link", Kind::Symlink, false, false),
+    ];
+    assert_eq!(
+        told,
+        expected.map(|(name, kind, data, others)| (name.to_owned(), kind, data, others))
+    );
+    let rest = queries.listing(id(1), Some(b"f"), 1).unwrap();
+    assert_eq!(rest[0].name, b"holes");
+    let dirs = |after| queries.files_of_kind(Kind::Directory, after, 9).unwrap();
+    assert_eq!(dirs(None), [id(1), id(4)]);
+    assert_eq!(dirs(Some(id(1))), [id(4)]);
+}
