@@ -21,8 +21,9 @@ use crate::sources::Sources;
 
 /// Batches of transactions that are decoded ahead,
 const AHEAD: usize = 8;
-/// and how many transactions are in one.
-const BATCH: usize = 64;
+/// and how many operations are in one, but for those of its last transaction: an adoption has thousands
+/// in each.
+const BATCH_OPS: usize = 2048;
 
 /// Whether the catalog's list of segments is filled: rebuilding wants it, replay does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,16 +154,20 @@ fn read_segment(
     if reached.load(Ordering::Relaxed) {
         return Some(());
     }
-    let mut batch = Vec::with_capacity(BATCH);
+    let (mut batch, mut ops) = (Vec::new(), 0);
     for next in Transactions::new(&segment) {
         match next {
-            Ok(txn) => batch.push(txn),
+            Ok((txn, place)) => {
+                ops += txn.ops.len();
+                batch.push((txn, place));
+            }
             Err(error) => {
                 to_fold.send(Item::Txns(batch)).ok()?;
                 return to_fold.send(Item::Damaged(error.to_string())).ok();
             }
         }
-        if batch.len() == BATCH {
+        if ops >= BATCH_OPS {
+            ops = 0;
             to_fold.send(Item::Txns(std::mem::take(&mut batch))).ok()?;
             if reached.load(Ordering::Relaxed) {
                 return Some(());
