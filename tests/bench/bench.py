@@ -21,6 +21,7 @@ ROWS = {
     "unpack": rows_tree.unpack,
     "overwrite": rows_daemon.overwrite,
     "memory": rows_daemon.memory,
+    "stubs": rows_daemon.stubs,
     "latency": rows_daemon.latency,
     "idle": rows_daemon.idle,
 }

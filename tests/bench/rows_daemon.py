@@ -8,11 +8,12 @@ import threading
 import time
 from pathlib import Path
 
-from common import Bench, Row, median, note, shell
+from common import Bench, Row, median, note, run, shell
 
 OVERWRITE_GOAL_KIB = 72
 MEMORY_GOAL_MIB = 300
 STARTUP_GOAL_S = 15.0
+STUBS_GOAL_S = 60.0
 # "Linear": four times the files may take this many times as long.
 LINEAR_GOAL = 4.6
 LATENCY_GOAL_S = 1.0
@@ -111,6 +112,43 @@ def memory(bench: Bench) -> list[Row]:
             "the same, linear in the number of files", f"250,000 files: {quarter:.1f} s",
             f"≤ {LINEAR_GOAL} x for 4 x the files", f"{factor:.1f} x", factor <= LINEAR_GOAL,
         ),
+    ]
+
+
+def stubs(bench: Bench) -> list[Row]:
+    """A million names without content onto a fresh disk; the log is that of small files, all metadata."""
+    if bench.baselines:
+        return []
+    count = 1_000_000
+    inodes = ("-N", str(count + count // 50 + 10_000))
+    note(f"making and logging {count:,} files")
+    disk = bench.disk("fresh", "12G", inodes)
+    make_files(disk.mount, count)
+    daemon = bench.daemon(disk.mount, volume=True)
+    daemon.start()
+    daemon.wait_ready()
+    daemon.sync("--to", "media")
+    daemon.stop()
+    walls, made = [], {}
+    for _ in range(bench.rounds):
+        disk = bench.disk("fresh", "12G", inodes)
+        bench.settle()
+        start = time.monotonic()
+        command = [str(bench.binaries / "replay"), "--from", str(daemon.volume), "--to", str(disk.mount)]
+        made = json.loads(run([*command, "--stubs", "--json"]).stdout)
+        shell(f"sync -f '{disk.mount}'")
+        walls.append(time.monotonic() - start)
+    daemon.remove()
+    bench.drop_disk("fresh")
+    note(f"stubs of {count:,} files: {walls}")
+    if made["stubs"] != count or made["losses_total"]:
+        raise RuntimeError(f"replay made {made['stubs']} stubs of {count}, and lost {made['losses_total']}")
+    wall = median(walls)
+    return [
+        Row(
+            "`replay --stubs` of 1 M files onto a fresh ext4, synced", "", f"≤ {STUBS_GOAL_S:.0f} s",
+            f"{wall:.1f} s", wall <= STUBS_GOAL_S,
+        )
     ]
 
 
