@@ -164,6 +164,19 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// The target is no place for stubs.
+    #[error("stubs cannot be restored to {}: {why}; nothing was changed", path.display())]
+    NoStubs {
+        /// The target.
+        path: PathBuf,
+        /// Why, and what to do.
+        why: String,
+    },
+    /// --path with --stubs.
+    #[error(
+        "--stubs restores the whole tree only: hsmd takes over whole filesystems, and would log everything beside --path as deleted; leave out --path, or leave out --stubs to restore this part with its content"
+    )]
+    StubsOfPart,
     /// The target's disk fails or is full.
     #[error("{doing} {}: {source}{}", path.display(), target_advice(source))]
     Target {

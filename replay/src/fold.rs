@@ -10,9 +10,10 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use tierfs::Time;
 use tierfs::catalog::{Catalog, DataPlace, Place, SegmentRow};
 use tierfs::fold::{Transactions, places};
+use tierfs::frame::FrameKind;
 use tierfs::ids::{Hash, Lsn, SegmentNo};
 use tierfs::record::{SegmentHeader, Txn};
-use tierfs::segment::Trailer;
+use tierfs::segment::{Segment, Trailer};
 
 use crate::error::Error;
 use crate::moment::Moment;
@@ -25,22 +26,36 @@ const AHEAD: usize = 8;
 /// in each.
 const BATCH_OPS: usize = 2048;
 
-/// Whether the catalog's list of segments is filled: rebuilding wants it, replay does not.
+/// What is wanted of the segments beside their transactions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Segments {
-    /// With their hashes, which are computed where no inventory has them.
+    /// Everything: the catalog's list of segments is filled, with their hashes, which are computed where
+    /// no inventory has them. Rebuilding wants it.
     Note,
-    /// Not needed.
+    /// The places of data.
     Skip,
+    /// Nothing: the content stays where it is. Segments that hold no transactions may be missing.
+    Names,
 }
 
 /// How far a fold came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Folded {
     /// The last transaction that was applied.
     pub at: Option<Lsn>,
     /// The last transaction of the log.
     pub last: Option<Lsn>,
+    /// The segments with transactions that were applied, in order.
+    pub read: Vec<SegmentRead>,
+}
+
+/// What was needed of a segment to know its transactions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentRead {
+    /// Which.
+    pub segment: SegmentNo,
+    /// Bytes of its header, of its frames without data, and of its index.
+    pub bytes: u64,
 }
 
 /// What the reading thread gives.
@@ -65,6 +80,7 @@ struct Begun {
     hash: Option<Hash>,
     bytes: u64,
     places: Vec<DataPlace>,
+    metadata_bytes: u64,
     causes: Vec<String>,
 }
 
@@ -89,6 +105,9 @@ pub fn fold(
         found,
         reached: &reached,
         name: String::new(),
+        before: None,
+        at: None,
+        read: Vec::new(),
         last: None,
         gaps: false,
         cut_off: false,
@@ -113,6 +132,11 @@ fn read_ahead(sources: &Sources, note: Segments, reached: &AtomicBool, to_fold: 
             return;
         }
         expected = segment.next();
+        // Of what comes behind the moment, only where the log ends is of interest.
+        let unneeded = note == Segments::Names && reached.load(Ordering::Relaxed);
+        if unneeded && Some(segment) != sources.last() {
+            continue;
+        }
         if read_segment(sources, segment, note, reached, to_fold).is_none() {
             return;
         }
@@ -139,15 +163,20 @@ fn read_segment(
         },
         (known, _) => known,
     };
-    let places = segment.index.frames.iter().flat_map(places);
+    let places = match note {
+        Segments::Names => Vec::new(),
+        Segments::Note | Segments::Skip => segment.index.frames.iter().flat_map(places).collect(),
+    };
+    let bytes = sources.copies(number).first().map_or(0, |copy| copy.bytes);
     let begun = Begun {
         segment: number,
         name: segment.name().to_owned(),
         header: segment.header.clone(),
         trailer: segment.trailer,
         hash,
-        bytes: sources.copies(number).first().map_or(0, |copy| copy.bytes),
-        places: places.collect(),
+        metadata_bytes: metadata_bytes(&segment, bytes),
+        bytes,
+        places,
         causes,
     };
     to_fold.send(Item::Segment(Box::new(begun))).ok()?;
@@ -177,6 +206,17 @@ fn read_segment(
     to_fold.send(Item::Txns(batch)).ok()
 }
 
+/// What a segment of `bytes` holds beside data.
+fn metadata_bytes(segment: &Segment, bytes: u64) -> u64 {
+    let frames = &segment.index.frames;
+    let begin = frames.first().map_or(0, |frame| frame.offset);
+    let meta = frames.iter().filter(|frame| frame.kind == FrameKind::Meta);
+    let end = segment
+        .trailer
+        .map_or(0, |trailer| bytes.saturating_sub(trailer.index_offset));
+    begin + meta.map(|frame| frame.end() - frame.offset).sum::<u64>() + end
+}
+
 struct Fold<'f, 'w> {
     sources: &'f Sources,
     catalog: &'f mut Catalog,
@@ -185,7 +225,12 @@ struct Fold<'f, 'w> {
     found: &'f Collector<'w>,
     /// The moment is reached: transactions do not matter any more.
     reached: &'f AtomicBool,
+    /// The segment that was begun last,
+    before: Option<SegmentNo>,
+    /// what was read of it, until that is noted, and what it is called.
+    at: Option<SegmentRead>,
     name: String,
+    read: Vec<SegmentRead>,
     last: Option<Lsn>,
     /// Segments that no place has were passed over.
     gaps: bool,
@@ -230,6 +275,7 @@ impl Fold<'_, '_> {
         Ok(Folded {
             at,
             last: self.last.max(at),
+            read: std::mem::take(&mut self.read),
         })
     }
 
@@ -238,20 +284,26 @@ impl Fold<'_, '_> {
     }
 
     fn missing(&mut self) -> Result<(), Error> {
-        if !self.reached() {
-            return Err(Error::Missing {
-                segments: self.sources.missing(),
-                places: self
-                    .sources
-                    .places()
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect(),
-                folded: self.catalog.folded(),
-            });
+        // Where names are all that is wanted, the next segment tells whether transactions are missing.
+        if !self.reached() && self.segments != Segments::Names {
+            return Err(self.missing_before(None));
         }
         self.gaps = true;
         Ok(())
+    }
+
+    /// Segments that no place has: all of them, or those directly before `end`.
+    fn missing_before(&self, end: Option<SegmentNo>) -> Error {
+        let mut segments = self.sources.missing();
+        if let Some(end) = end {
+            segments.retain(|segment| *segment < end && Some(*segment) > self.before);
+        }
+        let places = self.sources.places().iter();
+        Error::Missing {
+            segments,
+            places: places.map(ToString::to_string).collect(),
+            folded: self.catalog.folded(),
+        }
     }
 
     fn unreadable(&mut self, error: Error) -> Result<(), Error> {
@@ -292,6 +344,11 @@ impl Fold<'_, '_> {
             self.note(&begun)?;
         }
         self.name = begun.name;
+        self.before = Some(begun.segment);
+        self.at = Some(SegmentRead {
+            segment: begun.segment,
+            bytes: begun.metadata_bytes,
+        });
         self.found.watch().advance(1);
         Ok(())
     }
@@ -320,6 +377,9 @@ impl Fold<'_, '_> {
         let needed = Lsn::after(self.catalog.folded());
         if self.reached() || begun.header.first_lsn <= needed {
             return Ok(());
+        }
+        if begun.segment > self.before.map_or(SegmentNo::FIRST, SegmentNo::next) {
+            return Err(self.missing_before(Some(begun.segment)));
         }
         Err(Error::Log {
             name: begun.name.clone(),
@@ -368,6 +428,8 @@ impl Fold<'_, '_> {
                 return Ok(());
             }
             self.catalog.apply(txn, *place)?;
+            // Noted with the first of its transactions.
+            self.read.extend(self.at.take());
             if self.until == Moment::Lsn(txn.lsn) {
                 self.reached.store(true, Ordering::Relaxed);
             }

@@ -4,7 +4,7 @@
 //!   another.
 //! * [`mod@fold`]: the log's transactions up to a [`moment`], into a catalog.
 //! * [`mod@replay`]: the whole of a replay, from sources to a synced tree; [`materialise`], [`content`]
-//!   and [`target`] are its steps, [`state`] lets it be continued.
+//!   and [`target`] are its steps, [`state`] lets it be continued; [`stubs`] makes a tree without content.
 //! * [`read`]: the content of a file at any moment, as a stream.
 //! * [`verify`]: comparing a tree with the log.
 //! * [`report`]: progress, and what is not as it was logged.
@@ -24,6 +24,7 @@ pub mod report;
 pub mod scope;
 pub mod sources;
 pub mod state;
+pub mod stubs;
 pub mod sync;
 pub mod sys;
 pub mod target;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tierfs::FileId;
 use tierfs::catalog::Queries;
+use tierfs::ids::LogId;
 use tierfs::record::Kind;
 
 use crate::content::Content;
@@ -19,9 +20,10 @@ use crate::error::Error;
 use crate::report::{Collector, Stage};
 use crate::scope::Scope;
 use crate::sources::Sources;
-use crate::state::{Identity, Progress, State};
-use crate::sys::{self, Inode};
-use crate::target::{Head, Target};
+use crate::state::{Identity, Mode, Progress, State};
+use crate::stubs;
+use crate::sys;
+use crate::target::{self, Head, Target};
 use crate::tree::{self, Met};
 
 /// How a replay works.
@@ -53,6 +55,10 @@ pub struct Made {
     pub frames: u64,
     /// Bytes of content written by this run.
     pub bytes: u64,
+    /// Files of this run whose content stays in the log.
+    pub stubs: u64,
+    /// The sum of their sizes.
+    pub stub_bytes: u64,
     /// An earlier run was continued.
     pub resumed: bool,
 }
@@ -65,9 +71,12 @@ pub struct Opened {
 }
 
 /// Opens the target: it must be empty (but for `lost+found`), or hold an unfinished replay of the
-/// same moment. A directory that does not exist is made. Nothing else is changed.
-pub fn open(path: &Path, identity: Option<&Identity>) -> Result<Opened, Error> {
+/// same moment. A directory that does not exist is made, but for stubs. Nothing else is changed.
+pub fn open(path: &Path, mode: Mode, identity: Option<&Identity>) -> Result<Opened, Error> {
     let fail = |doing: &str, error: std::io::Error| Error::target(path, doing, error);
+    if mode == Mode::Stubs {
+        stubs::check_target(path)?;
+    }
     match std::fs::create_dir(path) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
             return Err(fail("making the directory", error));
@@ -115,8 +124,10 @@ pub struct Log<'l> {
     pub sources: &'l Sources,
     /// The catalog, folded to the moment.
     pub queries: Queries<'l>,
-    /// The part that is wanted.
+    /// The part that is wanted; all of it for stubs.
     pub scope: &'l Scope,
+    /// As what.
+    pub mode: Mode,
 }
 
 /// Writes the wanted part of the tree that the catalog holds.
@@ -131,18 +142,24 @@ pub fn materialise(
         sources,
         queries,
         scope,
+        mode,
     } = log;
     let path = &opened.path;
     let fail = |doing: &str, error: std::io::Error| Error::target(path, doing, error);
-    close_to_others(&opened.root).map_err(|error| fail("closing to others", error))?;
+    target::close_dir(&opened.root).map_err(|error| fail("closing to others", error))?;
     let resumed = opened.state.is_some();
     let mut state = match opened.state {
-        Some(state) => {
+        Some(mut state) => {
+            if state.mode != mode {
+                let restarted = state.restart(mode);
+                restarted.map_err(|error| fail("recording the replay in", error))?;
+                found.warning(begun_otherwise(mode));
+            }
             let earlier = state.found();
             found.carry(earlier.map_err(|error| fail("reading the state in", error))?);
             state
         }
-        None => State::create(&opened.root, identity, |name| {
+        None => State::create(&opened.root, identity, mode, |name| {
             queries
                 .lookup(FileId::ROOT, name)
                 .is_ok_and(|file| file.is_some())
@@ -161,8 +178,13 @@ pub fn materialise(
         },
     };
     if state.progress < Progress::Directories {
-        work.names()?;
+        match mode {
+            Mode::Stubs => work.stubs(sources.log_id(), options.workers)?,
+            Mode::Whole => work.names()?,
+        }
         tracing::debug!(files = work.made.files, "names are made");
+    }
+    if state.progress < Progress::Directories && mode == Mode::Whole {
         let content = Content {
             sources,
             queries,
@@ -176,6 +198,8 @@ pub fn materialise(
         work.made.files += written.files;
         work.made.bytes = written.bytes;
         tracing::debug!(written.frames, written.bytes, "content is written");
+    }
+    if state.progress < Progress::Directories {
         work.sync()?;
         tracing::debug!("content is synced");
         state
@@ -186,16 +210,16 @@ pub fn materialise(
     work.finish(state)
 }
 
-/// Makes the root its owner's alone, and takes away what new entries would inherit.
-fn close_to_others(root: &OwnedFd) -> std::io::Result<()> {
-    use std::os::fd::AsFd;
-    if let Some(flags) = sys::flags(root)?
-        && flags & sys::FLAGS_LOGGED != 0
-    {
-        sys::set_flags(root, 0, sys::FLAGS_LOGGED)?;
+/// What a run says that does not go on as the one before it began.
+fn begun_otherwise(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Whole => {
+            "an earlier run with --stubs has begun here: its stubs are replaced by files with their content"
+        }
+        Mode::Stubs => {
+            "an earlier run without --stubs has begun here: the content that it has restored is replaced by stubs"
+        }
     }
-    Inode::Open(root.as_fd()).remove_xattr(b"system.posix_acl_default")?;
-    sys::chmod(root, 0o700)
 }
 
 struct Work<'w, 'f> {
@@ -260,6 +284,22 @@ impl Work<'_, '_> {
         }
     }
 
+    /// Makes all directories and all files, those with data as stubs.
+    fn stubs(&mut self, log_id: LogId, workers: usize) -> Result<(), Error> {
+        let names = stubs::Names {
+            queries: self.queries,
+            scope: self.scope,
+            target: self.target,
+            log_id,
+            workers,
+        };
+        let made = names.run(&mut self.dirs)?;
+        self.made.files += made.files;
+        self.made.stubs = made.stubs;
+        self.made.stub_bytes = made.bytes;
+        Ok(())
+    }
+
     fn make_later(&mut self, file: FileId) -> Result<(), Error> {
         let head = Head::load(self.queries, &mut self.dirs, self.scope, file)?;
         head.map_or(Ok(()), |head| {
@@ -270,20 +310,12 @@ impl Work<'_, '_> {
 
     /// Gives all directories their attributes, the inner ones first; then the replay is complete.
     fn finish(mut self, state: State) -> Result<Made, Error> {
-        let watch = self.target.found().watch();
-        watch.begin(Stage::Directories, None);
+        self.target.found().watch().begin(Stage::Directories, None);
         let (queries, target) = (self.queries, self.target);
-        let mut directories = 0;
-        tree::walk(queries, self.scope, &self.dirs, |met| {
-            if let Met::Leave(dir) = met
-                && dir.file != FileId::ROOT
-            {
-                directories += 1;
-                watch.advance(1);
-                finish_dir(queries, target, dir)?;
-            }
-            Ok(true)
-        })?;
+        let directories = match state.mode {
+            Mode::Whole => self.finish_dirs()?,
+            Mode::Stubs => self.finish_listed_dirs()?,
+        };
         tracing::debug!(directories, "directories are finished");
         self.sync()?;
         let root = self.target.dirs.root().clone();
@@ -300,6 +332,44 @@ impl Work<'_, '_> {
         self.sync()?;
         self.made.directories = directories + 1;
         Ok(self.made)
+    }
+
+    /// The inner ones first: who is not root may be unable to pass through a finished one.
+    fn finish_dirs(&self) -> Result<u64, Error> {
+        let watch = self.target.found().watch();
+        let mut directories = 0;
+        tree::walk(self.queries, self.scope, &self.dirs, |met| {
+            if let Met::Leave(dir) = met
+                && dir.file != FileId::ROOT
+            {
+                directories += 1;
+                watch.advance(1);
+                finish_dir(self.queries, self.target, dir)?;
+            }
+            Ok(true)
+        })?;
+        Ok(directories)
+    }
+
+    /// In the order of their numbers: nothing but directories is asked for. Stubs are made by root only,
+    /// whom no mode of a directory keeps out.
+    fn finish_listed_dirs(&mut self) -> Result<u64, Error> {
+        let watch = self.target.found().watch();
+        let (mut directories, mut after) = (0, Some(FileId::ROOT));
+        loop {
+            let files = self.queries.files_of_kind(Kind::Directory, after, 4096)?;
+            let Some(last) = files.last() else {
+                return Ok(directories);
+            };
+            after = Some(*last);
+            for file in files {
+                if let Some(dir) = self.dirs.find(self.queries, self.scope, file)? {
+                    directories += 1;
+                    watch.advance(1);
+                    finish_dir(self.queries, self.target, &dir)?;
+                }
+            }
+        }
     }
 
     fn sync(&self) -> Result<(), Error> {
@@ -322,7 +392,7 @@ fn enter(
 }
 
 /// Makes a file that has no data: anything but a regular file, or an empty or hollow one.
-fn make_without_data(target: &Target<'_>, head: &Head) -> Result<(), Error> {
+pub(crate) fn make_without_data(target: &Target<'_>, head: &Head) -> Result<(), Error> {
     if head.inode.kind != Kind::Regular {
         return target.make_special(head);
     }

@@ -7,13 +7,13 @@ use tierfs::ids::Lsn;
 use tierfs::{SegmentNo, Time};
 
 use crate::error::Error;
-use crate::fold::{self, Folded, Segments};
+use crate::fold::{self, Folded, SegmentRead, Segments};
 use crate::materialise::{self, Log, Made, Options};
 use crate::moment::Moment;
 use crate::report::Collector;
 use crate::scope::Scope;
 use crate::sources::Sources;
-use crate::state::Identity;
+use crate::state::{Identity, Mode};
 use crate::verify::{self, Verified};
 
 /// What is asked for.
@@ -25,6 +25,8 @@ pub struct Request {
     pub until: Moment,
     /// Only this part of the tree, bytes of its path from the root.
     pub path: Option<Vec<u8>>,
+    /// Files with their content, or stubs.
+    pub mode: Mode,
     /// Where the temporary catalog lies; `None`: the system's place for temporary files.
     pub scratch: Option<PathBuf>,
 }
@@ -36,6 +38,8 @@ pub struct Replay {
     catalog: Catalog,
     scope: Scope,
     path: Option<Vec<u8>>,
+    mode: Mode,
+    read: Vec<SegmentRead>,
     /// The tree is as of this transaction.
     pub at: Lsn,
     /// Its time.
@@ -47,17 +51,25 @@ pub struct Replay {
 impl Replay {
     /// Reads the log's transactions; nothing is written but the temporary catalog.
     pub fn prepare(request: &Request, found: &Collector<'_>) -> Result<Self, Error> {
+        if request.mode == Mode::Stubs && request.path.is_some() {
+            return Err(Error::StubsOfPart);
+        }
         let sources = Sources::open(&request.from)?;
         for warning in sources.warnings() {
             found.warning(warning);
         }
         let mut catalog =
             Catalog::temporary(request.scratch.as_deref(), sources.log_id(), History::Drop)?;
-        let folded = fold::fold(&sources, &mut catalog, request.until, Segments::Skip, found)?;
-        tracing::debug!(?folded, "the log is folded");
+        let segments = match request.mode {
+            Mode::Whole => Segments::Skip,
+            Mode::Stubs => Segments::Names,
+        };
+        let folded = fold::fold(&sources, &mut catalog, request.until, segments, found)?;
+        tracing::debug!(?folded.at, ?folded.last, "the log is folded");
         let Folded {
             at: Some(at),
             last: Some(last),
+            read,
         } = folded
         else {
             return Err(Error::Nothing(format!(
@@ -79,6 +91,8 @@ impl Replay {
             catalog,
             scope,
             path: request.path.clone(),
+            mode: request.mode,
+            read,
             at,
             last,
         })
@@ -101,11 +115,12 @@ impl Replay {
         found: &Collector<'_>,
     ) -> Result<Made, Error> {
         let identity = self.identity();
-        let opened = materialise::open(to, Some(&identity))?;
+        let opened = materialise::open(to, self.mode, Some(&identity))?;
         let log = Log {
             sources: &self.sources,
             queries: self.catalog.queries(),
             scope: &self.scope,
+            mode: self.mode,
         };
         materialise::materialise(opened, identity, log, options, found)
     }
@@ -113,6 +128,11 @@ impl Replay {
     /// Compares the tree below `to` with the log.
     pub fn verify(&self, to: &Path, found: &Collector<'_>) -> Result<Verified, Error> {
         verify::verify(to, self.catalog.queries(), &self.scope, found)
+    }
+
+    /// Files with their content, or stubs.
+    pub fn mode(&self) -> Mode {
+        self.mode
     }
 
     /// How much there is in the whole tree at the moment.
@@ -138,12 +158,24 @@ impl Replay {
                 ..PlaceNeeds::default()
             })
             .collect();
-        for segment in self.sources.segments() {
+        for read in &self.read {
+            if let Some(copy) = self.sources.copies(read.segment).first() {
+                needs[copy.place].metadata_bytes += read.bytes;
+            }
+        }
+        let all: Vec<SegmentNo> = match self.mode {
+            Mode::Whole => self.sources.segments().collect(),
+            Mode::Stubs => self.read.iter().map(|read| read.segment).collect(),
+        };
+        for segment in all {
             if let Some(copy) = self.sources.copies(segment).first() {
                 let need = &mut needs[copy.place];
                 need.segments += 1;
                 need.segment_bytes += copy.bytes;
             }
+        }
+        if self.mode == Mode::Stubs {
+            return Ok(needs);
         }
         for live in self.needs()? {
             let copy = live
@@ -172,7 +204,9 @@ pub struct PlaceNeeds {
     pub segments: u64,
     /// Bytes of those.
     pub segment_bytes: u64,
-    /// Segments that content is read from.
+    /// Bytes of them that hold transactions: more is not read where no content is wanted.
+    pub metadata_bytes: u64,
+    /// Segments that content is read from; none for stubs.
     pub needed: Vec<SegmentNo>,
     /// Bytes of that content.
     pub content_bytes: u64,

@@ -9,7 +9,6 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 
 use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 use tierfs::ids::{LogId, Lsn, SegmentNo};
 
@@ -47,6 +46,24 @@ impl std::fmt::Display for Identity {
     }
 }
 
+/// What regular files are restored as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    /// Files with their content.
+    #[default]
+    Whole,
+    /// Stubs: the content stays in the log, and the daemon fetches it when a file is opened.
+    Stubs,
+}
+
+impl Mode {
+    /// States of plain replays are as they were before there were stubs.
+    #[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
+    fn is_whole(&self) -> bool {
+        *self == Self::Whole
+    }
+}
+
 /// How far the target is synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Progress {
@@ -74,6 +91,8 @@ struct Stored {
     at: u64,
     /// Bytes as numbers: a path need not be UTF-8.
     path: Option<Vec<u8>>,
+    #[serde(default, skip_serializing_if = "Mode::is_whole")]
+    mode: Mode,
     progress: Progress,
 }
 
@@ -84,6 +103,8 @@ pub struct State {
     name: String,
     /// What is restored.
     pub identity: Identity,
+    /// As what. An earlier program that knows of no stubs does not take up a replay that makes them.
+    pub mode: Mode,
     /// How far it is.
     pub progress: Progress,
 }
@@ -100,13 +121,14 @@ impl State {
             let Ok(dir) = sys::open_dir(root, name) else {
                 continue;
             };
-            if let Some((identity, progress)) = read(&dir)? {
+            if let Some((identity, stored)) = read(&dir)? {
                 let name = String::from_utf8_lossy(name).into_owned();
                 return Ok(Some(Self {
                     dir,
                     name,
                     identity,
-                    progress,
+                    mode: stored.mode,
+                    progress: stored.progress,
                 }));
             }
         }
@@ -117,6 +139,7 @@ impl State {
     pub fn create(
         root: &OwnedFd,
         identity: Identity,
+        mode: Mode,
         taken: impl Fn(&[u8]) -> bool,
     ) -> io::Result<Self> {
         let candidates =
@@ -134,10 +157,23 @@ impl State {
             dir: sys::open_dir(root, name.as_bytes())?,
             name,
             identity,
+            mode,
             progress: Progress::BEGUN,
         };
         state.save(Progress::BEGUN)?;
         Ok(state)
+    }
+
+    /// Begins anew in another mode: what an earlier run made is made again. Comes before anything is
+    /// changed, so that no run takes the one's work for the other's.
+    pub fn restart(&mut self, mode: Mode) -> io::Result<()> {
+        self.mode = mode;
+        self.save(Progress::BEGUN)?;
+        // Killed in between, the next run reports these once more: too much rather than too little.
+        match sys::unlink(&self.dir, FOUND.as_bytes()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Records that everything up to `progress` was synced.
@@ -147,6 +183,7 @@ impl State {
             log_id: self.identity.log_id.to_string(),
             at: self.identity.at.get(),
             path: self.identity.path.clone(),
+            mode: self.mode,
             progress,
         };
         self.replace(STATE, &serde_json::to_vec(&stored)?)?;
@@ -183,7 +220,7 @@ impl State {
             | OFlag::O_TRUNC
             | OFlag::O_NOFOLLOW
             | OFlag::O_CLOEXEC;
-        let mode = Mode::from_bits_truncate(0o600);
+        let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
         let mut file = File::from(nix::fcntl::openat(&self.dir, NEW, flags, mode)?);
         file.write_all(bytes)?;
         file.sync_all()?;
@@ -205,7 +242,7 @@ impl State {
 }
 
 /// The state in a directory; `None` where there is none that this program wrote.
-fn read(dir: &OwnedFd) -> io::Result<Option<(Identity, Progress)>> {
+fn read(dir: &OwnedFd) -> io::Result<Option<(Identity, Stored)>> {
     let file = match sys::open_file(dir, STATE.as_bytes(), OFlag::O_RDONLY) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -222,9 +259,9 @@ fn read(dir: &OwnedFd) -> io::Result<Option<(Identity, Progress)>> {
         .map(|(log_id, at)| Identity {
             log_id,
             at,
-            path: stored.path,
+            path: stored.path.clone(),
         });
-    Ok(identity.map(|identity| (identity, stored.progress)))
+    Ok(identity.map(|identity| (identity, stored)))
 }
 
 #[cfg(test)]
@@ -243,7 +280,8 @@ mod tests {
     fn what_was_saved_is_found_and_goes() {
         let temp = tempfile::tempdir().unwrap();
         let root = sys::open_root(temp.path()).unwrap();
-        let mut state = State::create(&root, identity(), |name| name == b".hsm-replay").unwrap();
+        let taken = |name: &[u8]| name == b".hsm-replay";
+        let mut state = State::create(&root, identity(), Mode::Whole, taken).unwrap();
         assert_eq!(state.name, ".hsm-replay~1");
         state.save(Progress::Content(3, 17)).unwrap();
         let names = sys::names(&root).unwrap();
@@ -252,6 +290,35 @@ mod tests {
         assert_eq!(found.progress, Progress::Content(3, 17));
         found.remove(&root).unwrap();
         assert!(sys::names(&root).unwrap().is_empty());
+    }
+
+    #[test]
+    fn another_mode_begins_anew_and_forgets_what_was_found() {
+        use crate::report::{Collector, Lost, Silent};
+        let temp = tempfile::tempdir().unwrap();
+        let root = sys::open_root(temp.path()).unwrap();
+        let mut state = State::create(&root, identity(), Mode::Whole, |_| false).unwrap();
+        let found = Collector::new(&Silent);
+        let why = "gone".to_owned();
+        found.loss(b"x".to_vec(), Lost::Entry { why });
+        state.save_found(&found.finish()).unwrap();
+        state.save(Progress::Directories).unwrap();
+        let stored =
+            || std::fs::read_to_string(temp.path().join(".hsm-replay/state.json")).unwrap();
+        assert!(
+            !stored().contains("mode"),
+            "as before there were stubs: {}",
+            stored()
+        );
+        let find = || {
+            let names = sys::names(&root).unwrap();
+            State::find(&root, &names).unwrap().unwrap()
+        };
+        assert_eq!(find().found().unwrap().losses.len(), 1);
+        state.restart(Mode::Stubs).unwrap();
+        let again = find();
+        assert_eq!((again.mode, again.progress), (Mode::Stubs, Progress::BEGUN));
+        assert!(again.found().unwrap().losses.is_empty());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Nothing here follows a symbolic link: each call names an entry of an open directory, and the
 //! names come from [`tierfs::record::valid_name`], so no log can lead outside the target.
 
-#![allow(unsafe_code)] // xattr calls, FS_IOC ioctls and sync_file_range have no checked wrapper
+#![allow(unsafe_code)] // xattr calls, FS_IOC ioctls, statx, handles and sync_file_range have no checked wrapper
 
 use std::ffi::CString;
 use std::io;
@@ -14,7 +14,9 @@ use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{FileStat, Mode, SFlag, UtimensatFlags};
 use nix::sys::time::TimeSpec;
 use tierfs::Time;
+use tierfs::catalog::XattrList;
 use tierfs::record::{Device, Kind};
+use tierfs::stub::XATTR;
 
 nix::ioctl_read!(fs_ioc_getflags, b'f', 1, libc::c_long);
 nix::ioctl_write_ptr!(fs_ioc_setflags, b'f', 2, libc::c_long);
@@ -71,6 +73,12 @@ pub fn create_file(dir: impl AsFd, name: &[u8], bits: u32) -> io::Result<OwnedFd
     let flags =
         OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     Ok(nix::fcntl::openat(dir, name, flags, mode(bits))?)
+}
+
+/// Makes a regular file without a name, which is gone when it is closed.
+pub fn create_unnamed(dir: impl AsFd) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_RDWR | OFlag::O_TMPFILE | OFlag::O_CLOEXEC;
+    Ok(nix::fcntl::openat(dir, ".", flags, mode(0o600))?)
 }
 
 /// Opens an existing entry; never blocks (a FIFO), never follows a link.
@@ -164,6 +172,115 @@ pub fn kind_of(stat: &FileStat) -> Option<Kind> {
         libc::S_IFCHR => Kind::CharDevice,
         libc::S_IFBLK => Kind::BlockDevice,
         _ => return None,
+    })
+}
+
+/// What statx(2) says beside a [`stat`], of any descriptor, those of `O_PATH` too: nothing is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Attributes {
+    /// Those of the chattr flags that statx tells here.
+    pub flags: u32,
+    /// Which ones those are.
+    pub known: u32,
+    /// It is the root of its mount.
+    pub is_mount_root: bool,
+    /// Which mount, as in /proc/self/mountinfo.
+    pub mount_id: u64,
+}
+
+/// The attributes of what is open.
+pub fn attributes(fd: impl AsFd) -> io::Result<Attributes> {
+    // Bits of stx_attributes that are those of the chattr flags: c, i, a, d.
+    const AS_FLAGS: u64 = 0x0000_0074;
+    const MOUNT_ROOT: u64 = 0x0000_2000;
+    let mut found = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path is empty and ends with NUL, the kernel fills the struct, which is live.
+    let result = unsafe {
+        libc::statx(
+            fd.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            libc::STATX_MNT_ID,
+            found.as_mut_ptr(),
+        )
+    };
+    Errno::result(result)?;
+    // SAFETY: a struct of integers, which zeroes fill as well.
+    let found = unsafe { found.assume_init() };
+    let low = |bits: u64| u32::try_from(bits & AS_FLAGS).unwrap_or(0);
+    Ok(Attributes {
+        flags: low(found.stx_attributes),
+        known: low(found.stx_attributes_mask),
+        is_mount_root: found.stx_attributes & MOUNT_ROOT != 0,
+        mount_id: found.stx_mnt_id,
+    })
+}
+
+/// The kernel's `struct file_handle` with room for the longest handle.
+#[repr(C)]
+struct RawHandle {
+    handle_bytes: libc::c_uint,
+    handle_type: libc::c_int,
+    f_handle: [u8; libc::MAX_HANDLE_SZ as usize],
+}
+
+/// The handle of what is open (`O_PATH` too), the kernel's lasting name of the inode: its type (i32,
+/// little endian), then its bytes.
+pub fn handle(fd: impl AsFd) -> io::Result<Vec<u8>> {
+    let mut raw = RawHandle {
+        handle_bytes: libc::MAX_HANDLE_SZ.cast_unsigned(),
+        handle_type: 0,
+        f_handle: [0; libc::MAX_HANDLE_SZ as usize],
+    };
+    let mut mount_id: libc::c_int = 0;
+    // SAFETY: `raw` has the layout of struct file_handle and the bytes that its handle_bytes promises;
+    // the path ends with NUL; all pointers outlive the call.
+    let result = unsafe {
+        libc::name_to_handle_at(
+            fd.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            (&raw mut raw).cast(),
+            &raw mut mount_id,
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    Errno::result(result)?;
+    let bytes = usize::try_from(raw.handle_bytes)
+        .ok()
+        .and_then(|len| raw.f_handle.get(..len))
+        .filter(|bytes| !bytes.is_empty())
+        .ok_or_else(|| io::Error::other("the kernel gave a handle without bytes"))?;
+    let mut handle = raw.handle_type.to_le_bytes().to_vec();
+    handle.extend(bytes);
+    Ok(handle)
+}
+
+/// What is mounted at a place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// The directory of the filesystem that is shown there; `/` where it is all of it. Octal escapes
+    /// are left as they are.
+    pub root: String,
+    /// "ext4" and so on.
+    pub fs_type: String,
+}
+
+/// Looks a mount up by its id.
+pub fn mount(id: u64) -> io::Result<Option<Mount>> {
+    let text = std::fs::read("/proc/self/mountinfo")?;
+    Ok(mount_in(&String::from_utf8_lossy(&text), id))
+}
+
+/// Of a line "36 35 98:0 /root /where options optional... - type source options".
+fn mount_in(text: &str, id: u64) -> Option<Mount> {
+    text.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        if fields.next()?.parse() != Ok(id) {
+            return None;
+        }
+        let root = fields.nth(2)?.to_owned();
+        let fs_type = fields.skip_while(|field| *field != "-").nth(1)?.to_owned();
+        Some(Mount { root, fs_type })
     })
 }
 
@@ -403,20 +520,23 @@ impl Inode<'_> {
     }
 
     /// All extended attributes, sorted by name, but the daemon's own and what XFS shows twice.
-    pub fn xattrs(&self) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        const HIDDEN: [&[u8]; 3] = [
-            b"trusted.hsm",
-            b"trusted.SGI_ACL_FILE",
-            b"trusted.SGI_ACL_DEFAULT",
-        ];
-        let mut all = Vec::new();
+    pub fn xattrs(&self) -> io::Result<XattrList> {
+        self.xattrs_and_mark().map(|(all, _)| all)
+    }
+
+    /// The same, and beside them the stub mark, as it stands there.
+    pub fn xattrs_and_mark(&self) -> io::Result<(XattrList, Option<Vec<u8>>)> {
+        const SHOWN_TWICE: [&[u8]; 2] = [b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT"];
+        let (mut all, mut mark) = (Vec::new(), None);
         for name in self.xattr_names()? {
-            if !HIDDEN.contains(&name.as_slice()) {
+            if name == XATTR.as_bytes() {
+                mark = Some(self.xattr(&name)?);
+            } else if !SHOWN_TWICE.contains(&name.as_slice()) {
                 all.push((name.clone(), self.xattr(&name)?));
             }
         }
         all.sort_unstable();
-        Ok(all)
+        Ok((all, mark))
     }
 
     fn xattr(&self, name: &[u8]) -> io::Result<Vec<u8>> {
@@ -483,5 +603,29 @@ pub fn raise_open_files() -> u64 {
     match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
         Ok(()) => hard,
         Err(_) => soft,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_read_by_their_ids() {
+        let text = "36 35 8:1 / / rw - ext4 /dev/a rw\n\
+                    136 36 0:4 /sub /mnt/with\\040space rw shared:1 master:2 - btrfs /dev/b rw\n";
+        let found = |id| mount_in(text, id).map(|mount| (mount.root, mount.fs_type));
+        assert_eq!(found(36), Some(("/".into(), "ext4".into())));
+        assert_eq!(found(136), Some(("/sub".into(), "btrfs".into())));
+        assert_eq!(found(3), None);
+    }
+
+    #[test]
+    fn a_handle_is_of_its_inode_whatever_descriptor_asks() {
+        let dir = open_root(std::path::Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let of = |name: &[u8]| handle(open_path(&dir, name).unwrap()).unwrap();
+        let open = open_file(&dir, b"Cargo.toml", OFlag::O_RDONLY).unwrap();
+        assert_eq!(of(b"Cargo.toml"), handle(open).unwrap());
+        assert_ne!(of(b"Cargo.toml"), of(b"src"));
     }
 }

@@ -14,16 +14,16 @@ use nix::fcntl::OFlag;
 use tierfs::FileId;
 use tierfs::Time;
 use tierfs::catalog::{self, InodeRow, Queries};
+use tierfs::ids::LogId;
 use tierfs::record::{Kind, UNRESTORABLE_FSCRYPT, UNRESTORABLE_UNREADABLE, UNRESTORABLE_VERITY};
+use tierfs::stub::XATTR;
 
 use crate::dirs::{Dir, DirFds, DirNames};
 use crate::error::Error;
 use crate::report::{Collector, Lost};
 use crate::scope::Scope;
+use crate::stubs;
 use crate::sys::{self, Inode};
-
-/// The stub mark: local, never part of the tree, and dangerous where it does not belong.
-const STUB_XATTR: &[u8] = b"trusted.hsm";
 
 /// Everything about a file but its content.
 pub struct Head {
@@ -172,7 +172,7 @@ impl<'f> Target<'f> {
                     if error.kind() == io::ErrorKind::AlreadyExists
                         && (self.resumed || is_lost_and_found(parent, name)) =>
                 {
-                    thaw(&sys::open_dir(&*fd, name)?)
+                    close_dir(&sys::open_dir(&*fd, name)?)
                 }
                 other => other,
             });
@@ -303,6 +303,23 @@ impl<'f> Target<'f> {
         Ok(())
     }
 
+    /// Makes a regular file whose content stays in the log, with all its attributes; false where that is
+    /// a loss.
+    pub fn make_stub(&self, head: &Head, log_id: LogId) -> Result<bool, Error> {
+        let Some(fd) = self.create(head)? else {
+            return Ok(false);
+        };
+        // Before the size: there is no moment in which it is a file of zeros that nothing tells.
+        stubs::set_mark(log_id, &head.inode, &fd).map_err(|error| {
+            Error::target(self.at(&head.path()), "setting the stub mark of", error)
+        })?;
+        if !self.resize(head, &fd)? {
+            return Ok(false);
+        }
+        self.finish(head, &fd)?;
+        Ok(true)
+    }
+
     /// Gives a regular file that has its content everything else.
     pub fn finish(&self, head: &Head, fd: &OwnedFd) -> Result<(), Error> {
         self.link_names(head)?;
@@ -379,7 +396,8 @@ impl<'f> Target<'f> {
 
     fn set_xattrs(&self, head: &Head, inode: &Inode<'_>) -> Result<(), Error> {
         for (name, value) in &head.xattrs {
-            let set = if name == STUB_XATTR {
+            // It is local, never part of the tree, and dangerous where it does not belong.
+            let set = if name == XATTR.as_bytes() {
                 Err(io::Error::other("a stub mark never belongs into a log"))
             } else {
                 inode.set_xattr(name, value)
@@ -501,6 +519,18 @@ fn checked_time(time: Time) -> io::Result<Time> {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     Ok(time)
+}
+
+/// Makes a directory its owner's alone, and takes away what forbids changes and what new entries would
+/// inherit: an earlier run may have finished it, or whoever made the filesystem's root.
+pub fn close_dir(dir: &OwnedFd) -> io::Result<()> {
+    if let Some(flags) = sys::flags(dir)?
+        && flags & sys::FLAGS_LOGGED != 0
+    {
+        sys::set_flags(dir, 0, sys::FLAGS_LOGGED)?;
+    }
+    Inode::Open(dir.as_fd()).remove_xattr(b"system.posix_acl_default")?;
+    sys::chmod(dir, 0o700)
 }
 
 /// Takes away what forbids changes.

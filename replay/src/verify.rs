@@ -1,7 +1,8 @@
 //! Comparing a tree with the log: every name, attribute, and piece of content.
 //!
 //! The tree is only read, and what differs is named. Content is compared by the hashes that the log
-//! has of it, so no segment's data is read; a hole of the log must read as zeros.
+//! has of it, so no segment's data is read; a hole of the log must read as zeros. A stub is neither read
+//! nor opened (which would make the daemon fetch it): its mark is compared, and it counts as released.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,14 +13,16 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::FileStat;
 use tierfs::FileId;
 use tierfs::catalog::{Child, InodeRow, Queries};
-use tierfs::ids::Hash;
+use tierfs::ids::{Hash, LogId};
 use tierfs::record::Kind;
+use tierfs::stub::StubMark;
 
 use crate::dirs::{Dir, DirFds, DirNames};
 use crate::error::Error;
 use crate::report::{Collector, Lost, Stage};
 use crate::scope::Scope;
 use crate::state::State;
+use crate::stubs;
 use crate::sys::{self, Inode};
 use crate::tree::{self, Met};
 
@@ -30,6 +33,10 @@ pub struct Verified {
     pub entries: u64,
     /// Bytes of content.
     pub bytes: u64,
+    /// Stubs with the right mark: their content is in the log only.
+    pub released: u64,
+    /// Bytes of their sizes.
+    pub released_bytes: u64,
 }
 
 /// Compares the tree below `to` with the wanted part of what the catalog holds.
@@ -43,6 +50,7 @@ pub fn verify(
         sys::open_root(to).map_err(|error| Error::target(to, "opening the directory", error))?;
     let dirs = DirNames::new(scope);
     let mut work = Work {
+        log_id: queries.log_id()?,
         queries,
         scope,
         found,
@@ -73,6 +81,7 @@ pub fn verify(
 }
 
 struct Work<'v> {
+    log_id: LogId,
     queries: Queries<'v>,
     scope: &'v Scope,
     found: &'v Collector<'v>,
@@ -111,7 +120,12 @@ impl Work<'_> {
         let stat = sys::stat(&*fd).map_err(|error| self.failed(&path, "examining", error))?;
         if let Some(inode) = self.queries.inode(dir.file)? {
             self.attributes(&path, &inode, &stat);
-            self.xattrs(&path, dir.file, &Inode::Open(fd.as_fd()))?;
+            if self
+                .xattrs(&path, dir.file, &Inode::Open(fd.as_fd()))?
+                .is_some()
+            {
+                self.differs(path.clone(), "has a stub mark, and is no regular file");
+            }
             self.flags(&path, &inode, &fd)?;
         }
         let names = sys::names(&*fd).map_err(|error| self.failed(&path, "listing", error))?;
@@ -157,10 +171,16 @@ impl Work<'_> {
             return Ok(());
         }
         self.attributes(&path, &inode, &stat);
-        self.xattrs(&path, child.file, &Inode::Named(node.as_fd()))?;
+        let mark = self.xattrs(&path, child.file, &Inode::Named(node.as_fd()))?;
         self.links(&path, child.file, &stat)?;
+        if mark.is_some() && inode.kind != Kind::Regular {
+            self.differs(path.clone(), "has a stub mark, and is no regular file");
+        }
         match inode.kind {
-            Kind::Regular => self.regular(&path, &inode, &fd, &child.name, &stat),
+            Kind::Regular => match mark {
+                Some(mark) => self.stub(path, &inode, &node, &stat, &mark),
+                None => self.regular(&path, &inode, &fd, &child.name, &stat),
+            },
             Kind::Symlink => {
                 let target = sys::read_link(&*fd, &child.name)
                     .map_err(|error| self.failed(&path, "reading the link", error))?;
@@ -210,9 +230,15 @@ impl Work<'_> {
         }
     }
 
-    fn xattrs(&self, path: &[u8], file: FileId, node: &Inode<'_>) -> Result<(), Error> {
-        let there = node
-            .xattrs()
+    /// Compares the extended attributes; gives the stub mark, which is none of the log's.
+    fn xattrs(
+        &self,
+        path: &[u8],
+        file: FileId,
+        node: &Inode<'_>,
+    ) -> Result<Option<Vec<u8>>, Error> {
+        let (there, mark) = node
+            .xattrs_and_mark()
             .map_err(|error| self.failed(path, "reading extended attributes of", error))?;
         let logged = self.queries.xattrs(file)?;
         for (name, value) in &logged {
@@ -237,19 +263,57 @@ impl Work<'_> {
                 self.differs(path.to_vec(), how);
             }
         }
-        Ok(())
+        Ok(mark)
     }
 
     fn flags(&self, path: &[u8], inode: &InodeRow, fd: &OwnedFd) -> Result<(), Error> {
         let there = sys::flags(fd).map_err(|error| self.failed(path, "reading flags of", error))?;
-        let there = there.unwrap_or(0) & sys::FLAGS_LOGGED;
-        if there != inode.flags.0 {
+        self.compare_flags(path, there.unwrap_or(0) & sys::FLAGS_LOGGED, inode.flags.0);
+        Ok(())
+    }
+
+    fn compare_flags(&self, path: &[u8], there: u32, logged: u32) {
+        if there != logged {
             let how = format!(
                 "chattr flags are {:?}, logged {:?}",
                 sys::flag_letters(there),
-                sys::flag_letters(inode.flags.0)
+                sys::flag_letters(logged)
             );
             self.differs(path.to_vec(), how);
+        }
+    }
+
+    /// A file whose content the log keeps: what can be known of it without opening it.
+    fn stub(
+        &mut self,
+        path: Vec<u8>,
+        inode: &InodeRow,
+        node: &OwnedFd,
+        stat: &FileStat,
+        mark: &[u8],
+    ) -> Result<(), Error> {
+        let attributes =
+            sys::attributes(node).map_err(|error| self.failed(&path, "examining", error))?;
+        let known = attributes.known & sys::FLAGS_LOGGED;
+        self.compare_flags(&path, attributes.flags & known, inode.flags.0 & known);
+        let handle = sys::handle(node)
+            .map_err(|error| self.failed(&path, "asking for the handle of", error))?;
+        let mut wrong = wrong_mark(self.log_id, inode, handle, mark);
+        if u64::try_from(stat.st_size).ok() != Some(inode.size) {
+            wrong.push(format!(
+                "it is {} bytes long, logged {}",
+                stat.st_size, inode.size
+            ));
+        }
+        if wrong.is_empty() {
+            self.done.released += 1;
+            self.done.released_bytes += inode.size;
+        } else {
+            let how = format!(
+                "is a stub that does not match the log: {}",
+                wrong.join("; ")
+            );
+            self.differs(path, how);
         }
         Ok(())
     }
@@ -354,6 +418,59 @@ impl Work<'_> {
         }
         Ok(true)
     }
+}
+
+/// What of a stub mark is not as it must be on this inode.
+fn wrong_mark(log_id: LogId, inode: &InodeRow, handle: Vec<u8>, bytes: &[u8]) -> Vec<String> {
+    let found = match StubMark::from_bytes(bytes) {
+        Ok(found) => found,
+        Err(error) => return vec![format!("its mark cannot be read: {error}")],
+    };
+    let Some(expected) = stubs::mark(log_id, inode, handle) else {
+        return vec!["the log has no content of it".to_owned()];
+    };
+    let mut wrong = Vec::new();
+    let mut tell = |differs: bool, what: String| {
+        if differs {
+            wrong.push(what);
+        }
+    };
+    tell(
+        found.log_id != expected.log_id,
+        format!("its mark is of log {}", found.log_id),
+    );
+    tell(
+        found.file != expected.file,
+        format!("its mark is of file {}, not {}", found.file, expected.file),
+    );
+    tell(
+        found.handle != expected.handle,
+        "its mark belongs to another inode".to_owned(),
+    );
+    tell(
+        found.version != expected.version,
+        format!(
+            "its mark is of the version of transaction {}, not {}",
+            found.version, expected.version
+        ),
+    );
+    tell(
+        found.size != expected.size,
+        format!(
+            "its mark says {} bytes, the log {}",
+            found.size, expected.size
+        ),
+    );
+    let time = crate::moment::rfc3339;
+    tell(
+        found.mtime != expected.mtime,
+        format!(
+            "its mark says mtime {}, the log {}",
+            time(found.mtime),
+            time(expected.mtime)
+        ),
+    );
+    wrong
 }
 
 fn is_gone(error: &std::io::Error) -> bool {

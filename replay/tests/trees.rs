@@ -26,6 +26,7 @@ fn replay(from: &Path, to: &Path) -> Findings {
         from: vec![from.to_owned()],
         until: Moment::End,
         path: None,
+        mode: replay::state::Mode::Whole,
         scratch: None,
     };
     let replay = Replay::prepare(&request, &found).unwrap();

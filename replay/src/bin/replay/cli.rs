@@ -10,6 +10,7 @@ use replay::Moment;
 /// Reads the log from the volumes given, and nothing else: no daemon, no configuration, no catalog.
 /// Every byte is checked before it is written. What cannot be restored is named.
 #[derive(Parser, Debug)]
+#[allow(clippy::struct_excessive_bools)] // switches of a command line
 #[command(
     name = "replay",
     version,
@@ -43,11 +44,16 @@ pub struct Cli {
     #[arg(long, value_name = "SUBTREE", allow_hyphen_values = true)]
     pub path: Option<PathBuf>,
 
+    /// Names and attributes only: each file with data becomes a stub, whose content hsmd fetches when
+    /// it is opened. --to must be the root of a filesystem of its own; see STUBS
+    #[arg(long, conflicts_with = "verify")]
+    pub stubs: bool,
+
     /// Say which volumes, segments and amounts are needed, and do nothing
     #[arg(long, conflicts_with = "verify")]
     pub list: bool,
 
-    /// Compare the tree in --to with the log instead of writing it
+    /// Compare the tree in --to with the log instead of writing it; stubs are compared by their marks
     #[arg(long)]
     pub verify: bool,
 

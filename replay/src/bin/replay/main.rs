@@ -14,6 +14,7 @@ use clap::Parser;
 use replay::materialise::Options;
 use replay::replay::{Replay, Request};
 use replay::report::{Collector, Findings};
+use replay::state::Mode;
 
 use cli::{Cli, Command};
 use output::Output;
@@ -54,11 +55,12 @@ fn run(cli: &Cli, output: &Output) -> anyhow::Result<u8> {
             .path
             .as_ref()
             .map(|path| path.as_os_str().as_bytes().to_vec()),
+        mode: if cli.stubs { Mode::Stubs } else { Mode::Whole },
         scratch: Some(scratch(cli)),
     };
     // What can be refused at once is refused before the log is read.
     if let (Some(to), false, false) = (&cli.to, cli.list, cli.verify) {
-        replay::materialise::open(to, None)?;
+        replay::materialise::open(to, request.mode, None)?;
     }
     let progress = Output::progress();
     let found = Collector::new(&progress);

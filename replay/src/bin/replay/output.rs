@@ -13,9 +13,14 @@ use replay::materialise::Made;
 use replay::moment::rfc3339;
 use replay::replay::{PlaceNeeds, Replay};
 use replay::report::{Findings, Loss, Lost, Stage, Watch, printable};
+use replay::state::Mode;
 use replay::verify::Verified;
 use serde_json::{Value, json};
 use tierfs::catalog::Counts;
+
+/// What must happen to a tree of stubs before anybody reads it.
+const BEFORE_USE: &str = "do not use this filesystem before hsmd exposes it: until then stubs read as zeros. \
+    Unmount it now, name its device in hsmd.toml (device = ...) and start hsmd, which mounts it; see hsm(7)";
 
 /// Text or JSON.
 pub struct Output {
@@ -50,12 +55,17 @@ impl Output {
             object["files"] = made.files.into();
             object["bytes"] = made.bytes.into();
             object["frames"] = made.frames.into();
+            object["stubs"] = made.stubs.into();
+            object["stub_bytes"] = made.stub_bytes.into();
             object["resumed"] = made.resumed.into();
             object["fuzzy"] = found.fuzzy.iter().map(|path| path_json(path)).collect();
             object["fuzzy_total"] = found.fuzzy_total.into();
             object["losses"] = found.losses.iter().map(loss_json).collect();
             object["losses_total"] = found.losses_total.into();
             object["seconds"] = took.as_secs_f64().into();
+            if replay.mode() == Mode::Stubs {
+                object["before_use"] = BEFORE_USE.into();
+            }
             print(&object);
             return;
         }
@@ -87,6 +97,17 @@ impl Output {
             found.losses.iter().for_each(|loss| println!("  {loss}"));
             rest(found.losses_total, found.losses.len());
         }
+        if made.stubs > 0 {
+            println!(
+                "{} of them stubs: their content ({}) is in the log only",
+                HumanCount(made.stubs),
+                HumanBytes(made.stub_bytes)
+            );
+        }
+        // Also where an earlier run made them all.
+        if replay.mode() == Mode::Stubs {
+            println!("{BEFORE_USE}");
+        }
     }
 
     pub fn verified(&self, replay: &Replay, done: Verified, found: &Findings, took: Duration) {
@@ -94,6 +115,8 @@ impl Output {
             let mut object = head(replay, found);
             object["entries"] = done.entries.into();
             object["bytes"] = done.bytes.into();
+            object["released"] = done.released.into();
+            object["released_bytes"] = done.released_bytes.into();
             object["differences"] = found.losses.iter().map(loss_json).collect();
             object["differences_total"] = found.losses_total.into();
             object["seconds"] = took.as_secs_f64().into();
@@ -112,6 +135,13 @@ impl Output {
                 total => count(total, "difference", "differences"),
             }
         );
+        if done.released > 0 {
+            println!(
+                "{} released ({}): compared by mark, size and time; the content is in the log only",
+                count(done.released, "file is", "files are"),
+                HumanBytes(done.released_bytes)
+            );
+        }
     }
 
     pub fn list(&self, replay: &Replay, tree: Counts, needs: &[PlaceNeeds], found: &Findings) {
@@ -132,6 +162,15 @@ impl Output {
             HumanBytes(tree.bytes)
         );
         for need in needs {
+            if replay.mode() == Mode::Stubs {
+                println!(
+                    "{}: {} to read of {} with transactions, no content",
+                    need.place,
+                    HumanBytes(need.metadata_bytes),
+                    count(need.segments, "segment", "segments"),
+                );
+                continue;
+            }
             println!(
                 "{}: {} ({}) to read, content from {} of them ({})",
                 need.place,
@@ -143,8 +182,12 @@ impl Output {
         }
         if !missing.is_empty() {
             println!(
-                "{} on none of the places given",
-                replay::error::missing_list(&missing)
+                "{} on none of the places given{}",
+                replay::error::missing_list(&missing),
+                match replay.mode() {
+                    Mode::Whole => "",
+                    Mode::Stubs => "; no transaction up to that moment is in them",
+                }
             );
         }
     }
@@ -235,6 +278,7 @@ fn place_json(need: &PlaceNeeds) -> Value {
         "serial": need.serial,
         "segments": need.segments,
         "segment_bytes": need.segment_bytes,
+        "metadata_bytes": need.metadata_bytes,
         "content_segments": need.needed.iter().map(|segment| segment.get()).collect::<Vec<_>>(),
         "content_bytes": need.content_bytes,
     })
