@@ -48,6 +48,9 @@ packages_test='
 mkfs.xfs|xfsprogs|makes the xfs disks
 mkfs.btrfs|btrfs-progs|makes the btrfs disks
 stress-ng|stress-ng|file stressors on the watched filesystem
+bsdtar|libarchive-tools|reads released files: it asks for holes first
+cpio|cpio|reads released files
+qemu-img|qemu-utils|reads released files: it asks for holes first
 '
 packages_bench='
 xz|xz-utils|unpacks the kernel source as it is shipped

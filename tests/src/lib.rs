@@ -9,4 +9,5 @@ pub mod program;
 pub mod report;
 pub mod sys;
 pub mod system;
+pub mod tools;
 pub mod workload;
