@@ -274,6 +274,26 @@ impl Board {
         state.due.get(no).cloned()
     }
 
+    /// Whether every pool has a copy of the segment that was read back; else what is missing.
+    pub fn verified_everywhere(&self, no: SegmentNo) -> Result<(), String> {
+        let state = lock(&self.state);
+        for (name, pool) in &state.pools {
+            if pool.held.values().any(|held| held.has_verified(no)) {
+                continue;
+            }
+            let listed = pool.held.iter().find(|(_, held)| held.has(no));
+            return Err(match listed {
+                Some((serial, _)) => format!(
+                    "its copy in pool {name} was not read back yet: run `tierctl volume verify {serial}`"
+                ),
+                None => format!(
+                    "it is not on pool {name} yet: run `tierctl sync --to media`, `tierctl status` says what the pool waits for"
+                ),
+            });
+        }
+        Ok(())
+    }
+
     /// A copy was written and read back.
     pub fn has(&self, pool: &str, serial: &str, no: SegmentNo) -> CopyRow {
         let row = copy_row(no, serial, VERIFIED, Some(Time::now()));

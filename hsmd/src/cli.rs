@@ -50,9 +50,58 @@ pub enum HsmdCommand {
         #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
         config: Option<PathBuf>,
     },
+    /// Answer accesses to released files (hsmd starts it)
+    #[command(hide = true)]
+    Guard(GuardArgs),
+    /// Be the daemon under a guard (the guard starts it)
+    #[command(hide = true)]
+    Worker(WorkerArgs),
     /// Write man page and completions
     #[command(hide = true)]
     GenerateDocs(GenerateDocs),
+}
+
+/// What the keeper tells the guard.
+#[derive(Debug, Clone, clap::Args)]
+pub struct GuardArgs {
+    /// The permission group's descriptor
+    #[arg(long)]
+    pub group_fd: i32,
+    /// The notification group's descriptor
+    #[arg(long)]
+    pub events_fd: i32,
+    /// The keeper's process
+    #[arg(long)]
+    pub keeper: i32,
+    /// Accesses that wait for each user at most
+    #[arg(long)]
+    pub waiters_max: usize,
+    /// Every access is asked about, not only opening
+    #[arg(long)]
+    pub pre_access: bool,
+    /// For the first worker
+    #[arg(long)]
+    pub adopt_filesystem: bool,
+    /// For the first worker
+    #[arg(long)]
+    pub accept_loss_after: Option<u64>,
+}
+
+/// What the guard tells the worker.
+#[derive(Debug, Clone, clap::Args)]
+pub struct WorkerArgs {
+    /// The permission group's descriptor
+    #[arg(long)]
+    pub group_fd: i32,
+    /// The notification group's descriptor
+    #[arg(long)]
+    pub events_fd: i32,
+    /// The link to the guard
+    #[arg(long)]
+    pub link_fd: i32,
+    /// Every access is asked about, not only opening
+    #[arg(long)]
+    pub pre_access: bool,
 }
 
 /// Where the documents go.

@@ -59,8 +59,25 @@ const SEGMENT_AGE_DEFAULT: KeyDefault = default("segment_age", "1m");
 const SPOOL_BYTES_MAX_DEFAULT: KeyDefault = default("spool_bytes_max", "16GiB");
 const COMPRESSION_LEVEL_DEFAULT: KeyDefault = default("compression_level", "1");
 
+const MOUNT_OPTIONS_DEFAULT: KeyDefault = default("mount_options", "defaults");
+const PRE_ACCESS_DEFAULT: KeyDefault = default("pre_access", "true");
+const STUB_MARKS_MAX_DEFAULT: KeyDefault = default("stub_marks_max", "100000");
+const RECALL_WAIT_DEFAULT: KeyDefault = default("recall_wait", "10m");
+const RECALL_WAITERS_MAX_DEFAULT: KeyDefault = default("recall_waiters_max", "4000");
+const RECALL_THREADS_DEFAULT: KeyDefault = default("recall_threads", "8");
+const RECALL_WAIT: RangeInclusive<Duration> = Duration::from_millis(100)..=DAY;
+const STUB_MARKS_MAX: RangeInclusive<i64> = 0..=10_000_000;
+const RECALL_WAITERS_MAX: RangeInclusive<i64> = 1..=400_000;
+const RECALL_THREADS: RangeInclusive<i64> = 1..=64;
+
 /// All defaults.
-pub const DEFAULTS: [KeyDefault; 7] = [
+pub const DEFAULTS: [KeyDefault; 13] = [
+    MOUNT_OPTIONS_DEFAULT,
+    PRE_ACCESS_DEFAULT,
+    STUB_MARKS_MAX_DEFAULT,
+    RECALL_WAIT_DEFAULT,
+    RECALL_WAITERS_MAX_DEFAULT,
+    RECALL_THREADS_DEFAULT,
     SOCKET_DEFAULT,
     RPO_DEFAULT,
     SWEEP_INTERVAL_DEFAULT,
@@ -77,6 +94,20 @@ pub struct Config {
     pub file: PathBuf,
     /// Mount point of the watched filesystem.
     pub mount: PathBuf,
+    /// Its block device, where hsmd mounts it: only then can files be released.
+    pub device: Option<PathBuf>,
+    /// How it is mounted then, as in fstab(5).
+    pub mount_options: String,
+    /// Ask about every access where the kernel can, not only about opening.
+    pub pre_access: bool,
+    /// Stubs that have marks of their own at most; more, and every file is asked about.
+    pub stub_marks_max: u64,
+    /// How long a program waits for a copy that is away.
+    pub recall_wait: Duration,
+    /// Accesses of one user that wait at most.
+    pub recall_waiters_max: usize,
+    /// Files recalled at once.
+    pub recall_threads: usize,
     /// Directory of the segments that some pool still lacks.
     pub spool: PathBuf,
     /// The SQLite file.
@@ -156,6 +187,13 @@ type Text = Spanned<String>;
 #[serde(deny_unknown_fields)]
 struct RawConfig {
     mount: Option<Text>,
+    device: Option<Text>,
+    mount_options: Option<Text>,
+    pre_access: Option<bool>,
+    stub_marks_max: Option<Spanned<i64>>,
+    recall_wait: Option<Text>,
+    recall_waiters_max: Option<Spanned<i64>>,
+    recall_threads: Option<Spanned<i64>>,
     spool: Option<Text>,
     catalog: Option<Text>,
     socket: Option<Text>,
@@ -211,6 +249,13 @@ impl Config {
         let config = Self {
             file: file.to_owned(),
             mount: source.path_required(raw.mount, "mount", "add mount = \"/data\", the mount point of the filesystem to watch")?,
+            device: raw.device.map(|text| source.path(text, "device")).transpose()?,
+            mount_options: source.mount_options(raw.mount_options)?,
+            pre_access: raw.pre_access.unwrap_or(true),
+            stub_marks_max: source.count(raw.stub_marks_max, STUB_MARKS_MAX_DEFAULT, &STUB_MARKS_MAX)?,
+            recall_wait: source.duration(raw.recall_wait, RECALL_WAIT_DEFAULT, &RECALL_WAIT)?,
+            recall_waiters_max: source.count(raw.recall_waiters_max, RECALL_WAITERS_MAX_DEFAULT, &RECALL_WAITERS_MAX)?,
+            recall_threads: source.count(raw.recall_threads, RECALL_THREADS_DEFAULT, &RECALL_THREADS)?,
             spool: source.path_required(raw.spool, "spool", "add spool = \"/var/lib/hsmd/spool\", a directory that is not on the watched filesystem")?,
             catalog: source.path_required(raw.catalog, "catalog", "add catalog = \"/var/lib/hsmd/catalog.db\", a file that is not on the watched filesystem")?,
             socket: source.socket(raw.socket)?,
@@ -366,6 +411,47 @@ impl Source<'_> {
             ));
         }
         Ok(Some(name))
+    }
+
+    fn mount_options(&self, text: Option<Text>) -> Result<String, ConfigError> {
+        let Some(text) = text else {
+            return Ok(MOUNT_OPTIONS_DEFAULT.text.to_owned());
+        };
+        let span = text.span();
+        let options = text.into_inner();
+        let sound = options.bytes().all(|b| b.is_ascii_graphic());
+        let loses = |option: &str| matches!(option, "subvolid=5" | "remount" | "bind" | "loop");
+        if !sound || options.split(',').any(loses) {
+            return Err(self.key(
+                &span,
+                "mount_options",
+                format!("{options:?} cannot be used"),
+                "give options of the filesystem and of the mount, separated by commas, as in fstab(5)",
+            ));
+        }
+        Ok(options)
+    }
+
+    fn count<T: TryFrom<i64>>(
+        &self,
+        value: Option<Spanned<i64>>,
+        default: KeyDefault,
+        bounds: &RangeInclusive<i64>,
+    ) -> Result<T, ConfigError> {
+        let (span, number) = match value {
+            Some(value) => (value.span(), value.into_inner()),
+            None => (0..0, default.text.parse().unwrap_or(*bounds.start())),
+        };
+        let fits = Some(number).filter(|number| bounds.contains(number));
+        fits.and_then(|number| T::try_from(number).ok())
+            .ok_or_else(|| {
+                self.key(
+                    &span,
+                    default.key,
+                    format!("{number} is not possible"),
+                    format!("choose {} to {}", bounds.start(), bounds.end()),
+                )
+            })
     }
 
     fn level(&self, value: Option<Spanned<i64>>) -> Result<i32, ConfigError> {

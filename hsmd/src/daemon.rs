@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,6 +41,8 @@ use crate::sys::fanotify::Group;
 use crate::sys::lease;
 use crate::sys::mount::{Mount, PrivateMount, mount_of};
 use crate::sys::pagecache::drop_cached;
+use crate::tier;
+use crate::tier::worker::{Ends, Inherited, Tier};
 
 /// Bundles on their way to the committer; each holds at most a frame.
 const BUNDLES: usize = 8;
@@ -60,7 +62,7 @@ pub struct Refusal {
     pub advice: String,
 }
 
-fn refuse(object: impl Display, reason: impl Display, advice: impl Display) -> Refusal {
+pub(crate) fn refuse(object: impl Display, reason: impl Display, advice: impl Display) -> Refusal {
     Refusal {
         object: object.to_string(),
         reason: reason.to_string(),
@@ -86,6 +88,7 @@ pub struct Daemon {
     mount: Arc<PrivateMount>,
     threads: Vec<(&'static str, JoinHandle<Result<(), String>>)>,
     jobs: Arc<JobQueue>,
+    tier: Option<Arc<Tier>>,
     events: EventsHandle,
     server: Option<control::server::Server>,
     catalog_synced: Receiver<Option<Lsn>>,
@@ -94,7 +97,11 @@ pub struct Daemon {
 
 impl Daemon {
     /// Opens everything and starts all threads.
-    pub fn start(config: Config, overrides: Overrides) -> Result<Self, Vec<Refusal>> {
+    pub fn start(
+        config: Config,
+        overrides: Overrides,
+        inherited: Option<Inherited>,
+    ) -> Result<Self, Vec<Refusal>> {
         let report = preflight::check(&config).map_err(|refusals| {
             let refusal = |r: preflight::Refusal| refuse(r.object, r.reason, r.advice);
             refusals.into_iter().map(refusal).collect::<Vec<_>>()
@@ -102,7 +109,7 @@ impl Daemon {
         for warning in &report.warnings {
             tracing::warn!("{}: {}; {}", warning.object, warning.reason, warning.advice);
         }
-        Self::begin(config, overrides, &report).map_err(|refusal| vec![refusal])
+        Self::begin(config, overrides, &report, inherited).map_err(|refusal| vec![refusal])
     }
 
     // The one place where all threads and their channels are wired: cut up, it would only be harder to follow.
@@ -111,6 +118,7 @@ impl Daemon {
         config: Config,
         overrides: Overrides,
         report: &preflight::Report,
+        inherited: Option<Inherited>,
     ) -> Result<Self, Refusal> {
         let failed = |error: crate::sys::Error| {
             refuse(
@@ -135,7 +143,18 @@ impl Daemon {
         let epoch = writer.epoch();
 
         // Marked before anything is looked at: what changes from here on raises an event.
-        let group = watch(&private).map_err(failed)?;
+        let (events, inherited) = inherited.map(Inherited::split).unzip();
+        let group = watch(&private, events).map_err(failed)?;
+        let tier = start_tier(
+            inherited,
+            &config,
+            &shared,
+            &board,
+            &private,
+            &group,
+            report,
+            catalog.log_id(),
+        )?;
         shared
             .watched_since
             .store(Time::now().seconds, Ordering::Relaxed);
@@ -198,6 +217,8 @@ impl Daemon {
             level: config.compression_level,
             jobs: jobs.clone(),
             out: bundles_out,
+            log_id,
+            tier: tier.clone(),
         });
         run.start("events", move || {
             reader.run().map_err(|error| error.to_string())
@@ -207,6 +228,9 @@ impl Daemon {
         });
         run.start_sweep(&config, private.clone(), sweep_asked);
         run.start_flushers(&config, &board, sealed, log_id, &known, &asked_out);
+        if let Some(tier) = &tier {
+            run.start_tier(tier);
+        }
         let threads = run.list;
         let parts = ServiceParts {
             config: config.clone(),
@@ -219,12 +243,17 @@ impl Daemon {
             events: events.clone(),
             sweep: sweep_ask,
             asked: asked_out,
+            tier: tier.clone(),
         };
         let service = Arc::new(Service::new(parts, report));
         let server = start_server(&config, service)?;
         shared.wake();
+        if let Some(tier) = &tier {
+            tier.ready().map_err(failed)?;
+        }
         Ok(Self {
             config,
+            tier,
             shared,
             board,
             spool,
@@ -284,6 +313,9 @@ impl Daemon {
         self.events.ring();
         let committed = self.committer.take().map(JoinHandle::join);
         self.jobs.close();
+        if let Some(tier) = &self.tier {
+            tier.close();
+        }
         for (name, thread) in self.threads.drain(..) {
             match thread.join() {
                 Ok(Ok(())) => {}
@@ -330,9 +362,47 @@ fn shared_state(
     Ok((shared, Arc::new(board)))
 }
 
+// Everything that it is made of comes from its one caller.
+#[allow(clippy::too_many_arguments)]
+fn start_tier(
+    inherited: Option<Ends>,
+    config: &Config,
+    shared: &Arc<Shared>,
+    board: &Arc<Board>,
+    mount: &Arc<PrivateMount>,
+    events: &Group,
+    report: &preflight::Report,
+    log_id: tierfs::LogId,
+) -> Result<Option<Arc<Tier>>, Refusal> {
+    let Some(inherited) = inherited else {
+        return Ok(None);
+    };
+    let parts = tier::worker::Parts {
+        config,
+        shared: shared.clone(),
+        board: board.clone(),
+        mount: mount.clone(),
+        events,
+        log_id,
+        fs_uuid: report.fs_uuid,
+    };
+    Tier::new(inherited, parts)
+        .map(|tier| Some(Arc::new(tier)))
+        .map_err(|error| {
+            refuse(
+                config.mount.display(),
+                error,
+                "see the kernel's messages (dmesg)",
+            )
+        })
+}
+
 /// A group that hears of every change of the filesystem from now on.
-fn watch(mount: &PrivateMount) -> Result<Group, crate::sys::Error> {
-    let group = Group::new_notification()?;
+fn watch(mount: &PrivateMount, inherited: Option<OwnedFd>) -> Result<Group, crate::sys::Error> {
+    let group = match inherited {
+        Some(group) => Group::from_fd(group),
+        None => Group::new_notification()?,
+    };
     group.mark_filesystem(mount.root())?;
     Ok(group)
 }
@@ -366,6 +436,21 @@ impl Threads {
                 worker::run(context).map_err(|error| error.to_string())
             });
         }
+    }
+
+    fn start_tier(&mut self, tier: &Arc<Tier>) {
+        for (name, body) in tier.bodies() {
+            self.start(name, move || {
+                body();
+                Ok(())
+            });
+        }
+        let tier = tier.clone();
+        // Ends with the process: it waits for the guard.
+        drop(self.spawn("accesses", move || {
+            tier.take_accesses();
+            Ok(())
+        }));
     }
 
     fn start_sweep(&mut self, config: &Config, mount: Arc<PrivateMount>, asked: Receiver<()>) {
@@ -472,13 +557,18 @@ fn settle_time(rpo: Duration) -> Duration {
     (rpo / 5).clamp(Duration::from_millis(20), Duration::from_millis(200))
 }
 
-fn raise_open_files() {
+/// Raises the number of descriptors as far as it goes; gives how many there can be.
+pub(crate) fn raise_open_files() -> u64 {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
-    {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return 1024;
+    };
+    // The kernel's own limit; root may go up to it.
+    let wanted = hard.max(524_288);
+    [wanted, hard]
+        .into_iter()
+        .find(|limit| setrlimit(Resource::RLIMIT_NOFILE, *limit, *limit).is_ok())
+        .unwrap_or(soft)
 }
 
 fn mount_prefix(mount: &Mount) -> Vec<u8> {

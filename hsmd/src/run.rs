@@ -7,9 +7,12 @@ use std::time::Duration;
 use nix::sys::signal::{SigSet, Signal};
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::Hsmd;
+use crate::cli::{GuardArgs, Hsmd, WorkerArgs};
 use crate::config::Config;
 use crate::daemon::{Daemon, Overrides, Refusal};
+use crate::sys::process;
+use crate::tier::worker::Inherited;
+use crate::tier::{self, keeper};
 use crate::{output, preflight};
 
 /// Exit status of every refusal and error.
@@ -69,14 +72,18 @@ pub fn check_config(file: &Path) -> ExitCode {
     }
 }
 
-/// `hsmd`: runs until SIGTERM or SIGINT.
-pub fn daemon(args: &Hsmd) -> ExitCode {
+fn start_journal(args: &Hsmd) {
     let filter = EnvFilter::try_new(&args.log_level).unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
+}
+
+/// `hsmd`: runs until SIGTERM or SIGINT.
+pub fn daemon(args: &Hsmd) -> ExitCode {
+    start_journal(args);
     let config = match Config::load(&args.config) {
         Ok(config) => config,
         Err(error) => {
@@ -84,6 +91,49 @@ pub fn daemon(args: &Hsmd) -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
+    if config.device.is_some() {
+        return keeper::run(&config, args);
+    }
+    run(config, args, None)
+}
+
+/// `hsmd guard`: started by the keeper.
+pub fn guard(args: &Hsmd, guard: &GuardArgs) -> ExitCode {
+    start_journal(args);
+    tier::guard::run(&args.config, &args.log_level, guard)
+}
+
+/// `hsmd worker`: started by the guard.
+pub fn worker(args: &Hsmd, worker: &WorkerArgs) -> ExitCode {
+    start_journal(args);
+    let config = match Config::load(&args.config) {
+        Ok(config) => config,
+        Err(error) => {
+            output::error("hsmd", &error);
+            return ExitCode::from(FAILED);
+        }
+    };
+    // A worker without its guard can answer nobody, and would be in the way of the next one.
+    let inherited = process::die_with_parent()
+        .and_then(|()| process::set_oom_score(0))
+        .and_then(|()| {
+            Ok(Inherited {
+                group: process::inherit(worker.group_fd)?,
+                events: process::inherit(worker.events_fd)?,
+                link: process::inherit(worker.link_fd)?,
+                pre_access: worker.pre_access,
+            })
+        });
+    match inherited {
+        Ok(inherited) => run(config, args, Some(inherited)),
+        Err(error) => {
+            output::error("hsmd worker", &error);
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn run(config: Config, args: &Hsmd, inherited: Option<Inherited>) -> ExitCode {
     // Blocked before any thread starts, so that only the one that waits for them gets them.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
@@ -96,7 +146,7 @@ pub fn daemon(args: &Hsmd) -> ExitCode {
         adopt_filesystem: args.adopt_filesystem,
         accept_loss_after: args.accept_loss_after,
     };
-    let daemon = match Daemon::start(config, overrides) {
+    let daemon = match Daemon::start(config, overrides, inherited) {
         Ok(daemon) => daemon,
         Err(refusals) => return refused(&refusals),
     };
@@ -105,7 +155,7 @@ pub fn daemon(args: &Hsmd) -> ExitCode {
         let _ = signals.wait();
         stopper.stop();
     });
-    // Not under systemd there is nobody to tell.
+    // Not under systemd there is nobody to tell; of a worker the keeper tells.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     watchdog();
     let ended = daemon.run();

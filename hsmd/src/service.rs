@@ -41,6 +41,7 @@ use crate::sys::handle::{Handle, handle_at, handle_of};
 use crate::sys::io;
 use crate::sys::mount::PrivateMount;
 use crate::sys::stat::{stat_at, stat_of};
+use crate::tier::worker::Tier;
 
 /// How often a waiting call looks whether it was cancelled.
 const TICK: Duration = Duration::from_millis(20);
@@ -65,6 +66,7 @@ pub struct Service {
     events: EventsHandle,
     sweep: Sender<()>,
     asked: Sender<Asked>,
+    tier: Option<Arc<Tier>>,
     started: Time,
     begun: Instant,
     /// Names that the log had at the start.
@@ -93,6 +95,8 @@ pub struct ServiceParts {
     pub sweep: Sender<()>,
     /// To the committer.
     pub asked: Sender<Asked>,
+    /// Release and recall, where hsmd exposes the filesystem.
+    pub tier: Option<Arc<Tier>>,
 }
 
 fn lsn_of(value: u64) -> Option<u64> {
@@ -135,6 +139,7 @@ impl Service {
             events,
             sweep,
             asked,
+            tier,
         } = parts;
         let names = Reader::open(&config.catalog)
             .and_then(|reader| reader.queries().counts())
@@ -153,6 +158,7 @@ impl Service {
             events,
             sweep,
             asked,
+            tier,
             started: Time::now(),
             begun: Instant::now(),
         }
@@ -484,22 +490,9 @@ impl Core for Service {
     }
 
     fn sources(&self) -> Result<Arc<replay::sources::Sources>, CoreError> {
-        // The open segment, which no volume has and which has no index yet, is read beside these.
-        let mut places = Vec::new();
-        if !self.spool.segments().is_empty() {
-            places.push(self.config.spool.clone());
-        }
-        let of_this_log = |path: &&PathBuf| {
-            matches!(directory::probe(path), Ok(Found::Labelled(volume))
-                if volume.label().log_id == self.log_id.0)
-        };
-        places.extend(
-            self.config
-                .volumes()
-                .map(Path::to_owned)
-                .filter(|path| of_this_log(&path)),
-        );
-        Ok(Arc::new(replay::sources::Sources::open(&places)?))
+        let volumes: Vec<PathBuf> = self.config.volumes().map(Path::to_owned).collect();
+        let sources = crate::fetch::sources(&self.config.spool, &volumes, self.log_id)?;
+        Ok(Arc::new(sources))
     }
 
     fn subscribe(&self) -> Receiver<Event> {
@@ -639,6 +632,18 @@ impl Core for Service {
 
     fn stop(&self) {
         self.shared.stop();
+    }
+
+    fn mount(&self) -> PathBuf {
+        self.config.mount.clone()
+    }
+
+    fn tier(&self) -> Result<Arc<Tier>, CoreError> {
+        self.tier.clone().ok_or_else(|| {
+            CoreError::Unavailable(
+                "hsmd does not mount this filesystem itself, so that files can be logged but not released: set `device` in its configuration, see hsmd.toml(5)".to_owned(),
+            )
+        })
     }
 }
 

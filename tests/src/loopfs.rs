@@ -149,6 +149,16 @@ impl LoopFs {
         }
     }
 
+    /// Its image as a block device, for hsmd to mount at [`Self::root`]. Must not be mounted.
+    pub fn device(&self) -> LoopDevice {
+        let made = must(
+            Command::new("losetup")
+                .args(["--find", "--show"])
+                .arg(&self.image),
+        );
+        LoopDevice(PathBuf::from(made.trim_end()))
+    }
+
     /// Makes it an empty filesystem, with another UUID: the disk has died.
     pub fn replace(&self) {
         self.unmount();
@@ -160,6 +170,23 @@ impl LoopFs {
         let mut mkfs = Command::new(format!("mkfs.{}", self.kind));
         must(mkfs.args(self.kind.mkfs_options()).arg(&self.image));
         self.mount();
+    }
+}
+
+/// A loop device that goes with its owner.
+pub struct LoopDevice(PathBuf);
+
+impl LoopDevice {
+    /// Its node.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        // What still has it mounted keeps it until then.
+        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
     }
 }
 

@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::compare::{Tree, differences, listing};
 use crate::home::Home;
-use crate::loopfs::{Kind, LoopFs, SMALL_BYTES};
+use crate::loopfs::{Kind, LoopDevice, LoopFs, SMALL_BYTES};
 use crate::program::{LIMIT, Ran, Running, locate, run};
 use crate::report::say;
 
@@ -27,6 +27,7 @@ pub struct Setup {
     kind: Kind,
     bytes: u64,
     pools: usize,
+    exposed: bool,
     settings: Vec<(String, String)>,
 }
 
@@ -37,6 +38,7 @@ impl Setup {
             kind,
             bytes: SMALL_BYTES,
             pools: 1,
+            exposed: false,
             settings: Vec::new(),
         };
         setup
@@ -48,6 +50,13 @@ impl Setup {
     #[must_use]
     pub fn bytes(mut self, bytes: u64) -> Self {
         self.bytes = bytes;
+        self
+    }
+
+    /// The daemon mounts the filesystem, so that files can be released.
+    #[must_use]
+    pub fn exposed(mut self) -> Self {
+        self.exposed = true;
         self
     }
 
@@ -75,12 +84,16 @@ impl Setup {
             home,
             bytes: self.bytes,
             settings: self.settings,
+            device: None,
             pools: Vec::new(),
             asked: AtomicU64::new(0),
         };
         for number in 0..self.pools {
             let volume = system.home.dir(&format!("pool{number}/vol0"));
             system.pools.push(vec![volume]);
+        }
+        if self.exposed {
+            system.hand_over();
         }
         system.write_config();
         system
@@ -101,6 +114,7 @@ pub struct System {
     home: Home,
     bytes: u64,
     settings: Vec<(String, String)>,
+    device: Option<LoopDevice>,
     pools: Vec<Vec<PathBuf>>,
     asked: AtomicU64,
 }
@@ -169,6 +183,15 @@ impl System {
         }
         self.pools[pool] = volumes;
         self.write_config();
+    }
+
+    /// From now on the daemon mounts the filesystem.
+    pub fn hand_over(&mut self) {
+        self.fs.unmount();
+        let device = self.fs.device();
+        let path = quoted(device.path());
+        self.device = Some(device);
+        self.set("device", &path);
     }
 
     /// Puts another filesystem under the daemon, which must not run.
@@ -267,6 +290,57 @@ impl System {
     pub fn kill9(&mut self) {
         if let Some(mut daemon) = self.daemon.take() {
             daemon.kill();
+        }
+    }
+
+    /// The processes of the daemon that run as this: "guard" or "worker".
+    pub fn processes(&self, role: &str) -> Vec<i32> {
+        let config = self.config().into_os_string().into_encoded_bytes();
+        let mut found = Vec::new();
+        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = process
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+            else {
+                continue;
+            };
+            let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+            let mut words = line.split(|byte| *byte == 0);
+            if words.any(|word| word == config) && words.any(|word| word == role.as_bytes()) {
+                found.push(pid);
+            }
+        }
+        found
+    }
+
+    /// Kills the guard or the worker; waits until another one runs.
+    pub fn kill_process(&self, role: &str) {
+        let before = self.processes(role);
+        for pid in &before {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+        let end = Instant::now() + Duration::from_secs(30);
+        while self.processes(role).iter().all(|pid| before.contains(pid)) {
+            assert!(Instant::now() < end, "no {role} is started again");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Kills keeper, guard and worker at once, as a power loss would; the mount stays behind.
+    pub fn kill_all(&mut self) {
+        let roles = ["guard", "worker"];
+        let all: Vec<i32> = roles.iter().flat_map(|role| self.processes(role)).collect();
+        self.kill9();
+        for pid in all {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        let end = Instant::now() + Duration::from_secs(30);
+        while roles.iter().any(|role| !self.processes(role).is_empty()) && Instant::now() < end {
+            for pid in roles.iter().flat_map(|role| self.processes(role)) {
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
+            }
+            thread::sleep(Duration::from_millis(5));
         }
     }
 
@@ -439,7 +513,15 @@ fn quoted(path: &Path) -> String {
 
 impl Drop for System {
     fn drop(&mut self) {
+        if self.device.is_some() {
+            // Before the guard goes: nobody is to read zeros, not even a test that fails.
+            let _ = nix::mount::umount2(self.fs.root(), nix::mount::MntFlags::MNT_DETACH);
+        }
+        let exposed = self.device.is_some();
         let said = self.daemon.take().map(|mut daemon| daemon.kill());
+        if exposed {
+            self.kill_all();
+        }
         if thread::panicking() {
             match said {
                 Some(ran) => say(format_args!("the daemon, killed at the test's end: {ran}")),

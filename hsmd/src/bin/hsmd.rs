@@ -12,6 +12,8 @@ fn main() -> ExitCode {
         Some(HsmdCommand::CheckConfig { config }) => {
             hsmd::run::check_config(config.as_ref().unwrap_or(&args.config))
         }
+        Some(HsmdCommand::Guard(guard)) => hsmd::run::guard(&args, guard),
+        Some(HsmdCommand::Worker(worker)) => hsmd::run::worker(&args, worker),
         Some(HsmdCommand::GenerateDocs(docs)) => match docs.write_hsmd() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {

@@ -73,8 +73,8 @@ pub struct Held {
     damaged: BTreeSet<SegmentNo>,
     /// No good copy was read back before this time.
     oldest: Option<Time>,
-    /// There is a good copy that is only known to be listed.
-    unread: bool,
+    /// Those of `good` that are only known to be listed.
+    unread: Segments,
     /// It is at one of the pool's places, or was when it was seen last.
     pub counts: bool,
 }
@@ -83,6 +83,11 @@ impl Held {
     /// Whether the pool has the segment by this volume.
     pub fn has(&self, no: SegmentNo) -> bool {
         self.counts && self.good.contains(no)
+    }
+
+    /// Whether the pool has the segment by this volume, and its copy was read back.
+    pub fn has_verified(&self, no: SegmentNo) -> bool {
+        self.has(no) && !self.unread.contains(no)
     }
 
     /// Whether a copy is there, good or not.
@@ -115,34 +120,41 @@ impl Held {
         self.damaged.remove(&no);
         let first = self.good.len() == 0;
         self.good.insert(no);
+        if verified.is_some() {
+            self.unread.remove(no);
+        } else {
+            self.unread.insert(no);
+        }
         match verified {
             Some(time) if first => self.oldest = Some(time),
             Some(time) => self.oldest = self.oldest.map(|oldest| oldest.min(time)).or(Some(time)),
-            None => self.unread = true,
+            None => {}
         }
     }
 
     /// A copy is damaged.
     pub fn insert_damaged(&mut self, no: SegmentNo) {
         self.good.remove(no);
+        self.unread.remove(no);
         self.damaged.insert(no);
     }
 
     /// A copy is not there.
     pub fn remove(&mut self, no: SegmentNo) {
         self.good.remove(no);
+        self.unread.remove(no);
         self.damaged.remove(&no);
     }
 
     /// A check that began at `begun` has read all of it.
     pub fn checked(&mut self, begun: Time) {
         self.oldest = Some(begun);
-        self.unread = false;
+        self.unread = Segments::default();
     }
 
     /// All good copies were read back at this time or later; `None` where that cannot be said.
     pub fn verified(&self) -> Option<Time> {
-        let known = self.good.len() > 0 && !self.unread;
+        let known = self.good.len() > 0 && self.unread.len() == 0;
         self.oldest.filter(|_| known)
     }
 }
@@ -192,6 +204,8 @@ mod tests {
         assert_eq!(held.verified(), Some(at(100)));
         held.insert_good(no(4), None);
         assert_eq!(held.verified(), None);
+        held.counts = true;
+        assert!(held.has_verified(no(1)) && held.has(no(4)) && !held.has_verified(no(4)));
         held.checked(at(400));
         assert_eq!(held.verified(), Some(at(400)));
         held.insert_damaged(no(2));

@@ -8,7 +8,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 use std::time::Instant;
 
-use tierfs::Lsn;
+use tierfs::stub::StubMark;
+use tierfs::{LogId, Lsn};
 
 use super::content::{self, Base, DataSink};
 use super::facts::{Certainty, Facts, Version, time_of};
@@ -16,6 +17,7 @@ use super::hints::Look;
 use crate::sys::handle::{Handle, Opened, open_by_handle};
 use crate::sys::stat::{self, FileKind, Stat, stat_of};
 use crate::sys::{self, clone, flags, io, lease, pagecache, xattr};
+use crate::tier::mark::{self, Marked};
 
 /// A file that is read for longer than this while it changes is not read twice at once.
 const AGAIN_BELOW: Duration = Duration::from_millis(50);
@@ -110,6 +112,7 @@ fn facts_of(stat: Stat, xattrs: Vec<xattr::Xattr>, flags: u32, target: Option<Ve
         content: None,
         certainty: Certainty::Sure,
         unreadable: None,
+        hollow: false,
     }
 }
 
@@ -148,6 +151,8 @@ pub struct FileExam<'e, S> {
     pub look: Look,
     /// Where new content goes.
     pub sink: &'e mut S,
+    /// The log, whose stubs are never read: their data is in it already.
+    pub log_id: LogId,
 }
 
 impl<S: DataSink> FileExam<'_, S> {
@@ -164,7 +169,21 @@ impl<S: DataSink> FileExam<'_, S> {
         if stat.nlink == 0 || stat.kind != FileKind::Regular {
             return Ok(Outcome::Gone);
         }
+        // Before anything else: once it is open and found whole, nobody can release it.
+        let marked = mark::look(fd, self.log_id)?;
         let mut facts = opened(fd, stat)?;
+        match marked {
+            Marked::Whole => {}
+            Marked::Stub(mark) => {
+                self.stub(&mark, &mut facts);
+                return Ok(Outcome::Facts(Box::new(facts)));
+            }
+            Marked::Suspect(why) => {
+                facts.certainty = Certainty::Unread;
+                facts.unreadable = Some(why);
+                return Ok(Outcome::Facts(Box::new(facts)));
+            }
+        }
         if self.must_read(&facts.stat) {
             self.version(fd, &mut facts, base)?;
         } else if let Some(known) = self.known {
@@ -176,6 +195,21 @@ impl<S: DataSink> FileExam<'_, S> {
             };
         }
         Ok(Outcome::Facts(Box::new(facts)))
+    }
+
+    /// A stub has the content that its mark names, if that is the log's version.
+    fn stub(&self, mark: &StubMark, facts: &mut Facts) {
+        let is_logged = self.known.is_some_and(|known| {
+            known.content == Some(mark.version)
+                && known.size == facts.stat.size
+                && mark.size == facts.stat.size
+        });
+        facts.hollow = !is_logged;
+        facts.certainty = if is_logged {
+            Certainty::Sure
+        } else {
+            Certainty::Unread
+        };
     }
 
     fn must_read(&self, stat: &Stat) -> bool {

@@ -32,6 +32,8 @@ pub struct Facts {
     pub certainty: Certainty,
     /// The content could not be read; why.
     pub unreadable: Option<String>,
+    /// It is a stub, and not of the version that the log has: it must be made whole, and read.
+    pub hollow: bool,
 }
 
 /// Whether a file that has the same change time later has the content that was looked at.

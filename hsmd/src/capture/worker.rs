@@ -14,7 +14,7 @@ use crossbeam_channel::Sender;
 use tierfs::catalog::Reader;
 use tierfs::frame::{FrameError, FrameKind, FrameMark, PackedFrame, Packer, RawFrame};
 use tierfs::layout::{self, Range};
-use tierfs::{DataId, Epoch, FileId, Hash, Lsn};
+use tierfs::{DataId, Epoch, FileId, Hash, LogId, Lsn};
 
 use super::content::{Base, DataSink};
 use super::examine::{self, FileExam, Known, Outcome};
@@ -23,6 +23,7 @@ use crate::sys;
 use crate::sys::handle::Handle;
 use crate::sys::mount::PrivateMount;
 use crate::sys::schedule::{self, Class, Thread};
+use crate::tier::worker::Tier;
 
 /// Data ids are taken in blocks of this many, so that the chunks of a large file follow one another.
 const ID_BLOCK: u64 = 4096;
@@ -72,6 +73,11 @@ pub enum WorkError {
     /// A frame could not be made.
     #[error(transparent)]
     Frame(#[from] FrameError),
+    /// It must be recalled first.
+    #[error(
+        "it is a released file that is not what the log has: it is recalled first (that needs `device` in the configuration)"
+    )]
+    Hollow,
     /// The daemon is going down.
     #[error("the daemon stops")]
     Stopping,
@@ -202,6 +208,10 @@ pub struct Context {
     pub jobs: Arc<JobQueue>,
     /// Bundles go there.
     pub out: Sender<Bundle>,
+    /// The log.
+    pub log_id: LogId,
+    /// Recalls stubs that differ from the log.
+    pub tier: Option<Arc<Tier>>,
 }
 
 /// Runs one worker until the queue is closed.
@@ -230,6 +240,8 @@ pub(super) struct Worker {
     catalog: PathBuf,
     reader: Option<Reader>,
     frames: Frames,
+    log_id: LogId,
+    tier: Option<Arc<Tier>>,
 }
 
 impl Worker {
@@ -250,6 +262,8 @@ impl Worker {
             catalog: context.catalog,
             reader: None,
             frames,
+            log_id: context.log_id,
+            tier: context.tier,
         })
     }
 
@@ -261,7 +275,9 @@ impl Worker {
     /// Fails only where nobody takes results any more.
     pub(super) fn examine(&mut self, job: Job) -> Result<(), WorkError> {
         let started = Instant::now();
-        let outcome = self.outcome(&job);
+        let outcome = self
+            .outcome(&job)
+            .and_then(|outcome| self.whole_first(&job, outcome));
         if matches!(outcome, Err(WorkError::Stopping)) {
             return Err(WorkError::Stopping);
         }
@@ -272,6 +288,20 @@ impl Worker {
             outcome,
         });
         Ok(())
+    }
+
+    /// A stub that is not what the log has is recalled, and then examined again.
+    fn whole_first(&self, job: &Job, outcome: Outcome) -> Result<Outcome, WorkError> {
+        let hollow = matches!(&outcome, Outcome::Facts(facts) if facts.hollow);
+        if hollow {
+            if let Some(tier) = &self.tier {
+                tier.make_whole(&job.handle);
+            }
+            if self.tier.is_none() || job.known.is_none() {
+                return Err(WorkError::Hollow);
+            }
+        }
+        Ok(outcome)
     }
 
     fn outcome(&mut self, job: &Job) -> Result<Outcome, WorkError> {
@@ -285,6 +315,7 @@ impl Worker {
             mount,
             reader,
             frames,
+            log_id,
             ..
         } = self;
         let exam = FileExam {
@@ -293,6 +324,7 @@ impl Worker {
             known: job.known.map(|(_, known)| known),
             look: job.look,
             sink: frames,
+            log_id: *log_id,
         };
         let base = reader.as_ref().zip(job.known.map(|(file, _)| file));
         exam.run(&mut |_: Lsn| -> Result<Base<'_>, WorkError> {

@@ -14,9 +14,10 @@ use super::methods::{
     VolumeParameters,
 };
 use super::model::{
-    CatalogDigest, Content, Event, FileState, Piece, PoolVolume, Status, SyncDone, SyncRequest,
-    Transaction, VerifyDone, VerifyProgress, Versions,
+    CatalogDigest, Content, Event, FileState, Moved, Piece, PoolVolume, Status, SyncDone,
+    SyncRequest, Transaction, VerifyDone, VerifyProgress, Versions,
 };
+use super::tier::MoveParameters;
 use super::varlink::{self, INTERFACE, REPLY_BYTES_MAX, Reply, Request};
 
 /// A daemon that does not answer a short question for so long is stuck.
@@ -215,6 +216,23 @@ impl Client {
             Err(ClientError::Answered { name, .. }) if name == "Unavailable" => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Releases files; says what became of each.
+    pub fn release(&mut self, asked: &MoveParameters) -> Result<Vec<Moved>, ClientError> {
+        self.moved(Method::Release, asked)
+    }
+
+    /// Recalls files; says what became of each. For as long as it takes.
+    pub fn recall(&mut self, asked: &MoveParameters) -> Result<Vec<Moved>, ClientError> {
+        self.moved(Method::Recall, asked)
+    }
+
+    fn moved(&mut self, method: Method, asked: &MoveParameters) -> Result<Vec<Moved>, ClientError> {
+        self.send(method, asked, false)?;
+        let (mut value, _) = self.receive(None)?;
+        let results = value["results"].take();
+        self.read_value(results)
     }
 
     /// Tells the daemon to stop.

@@ -1,27 +1,22 @@
 //! Earlier content: which version a path had at a moment, and its bytes, checked, piece by piece.
 //!
 //! The client pulls: between two requests the daemon holds a cursor and one frame, so a client that
-//! stops reading stalls nothing. Every piece is compared with the hash that was logged; of a frame
-//! that is damaged on one copy, another copy is read. What lies in the spool's open segment, which
-//! no list of segments names, is read there.
+//! stops reading stalls nothing. The bytes come from [`crate::fetch`].
 
-use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use replay::sources::Sources;
 use serde_json::Value;
-use tierfs::catalog::{AsOf, DataLocation, ExtentRow, Queries, Reader};
-use tierfs::ids::{DataId, FileId, Hash, Lsn, SegmentNo};
-use tierfs::layout;
-use tierfs::record::{Kind, Record};
-use tierfs::scan::{Scan, Step};
+use tierfs::catalog::{AsOf, Queries, Reader};
+use tierfs::ids::{FileId, Lsn};
+use tierfs::record::Kind;
 
 use super::log::{log_path, never_was};
 use super::methods::{ContentParameters, ReadParameters, blocking};
 use super::model::{Content, Piece};
 use super::varlink::Failure;
 use super::{Core, CoreError, base64};
+use crate::fetch::Fetcher;
 
 /// The most bytes of data in one answer.
 const BYTES_MAX: u64 = 4 << 20;
@@ -111,7 +106,7 @@ pub(super) struct Reading(Option<Open>);
 
 struct Open {
     catalog: Reader,
-    places: Places,
+    fetcher: Fetcher,
 }
 
 impl Reading {
@@ -123,21 +118,14 @@ impl Reading {
     ) -> Result<Value, Failure> {
         let (core, open) = (core.clone(), self.0.take());
         let (open, piece) = blocking(move || {
-            let mut open = match open {
+            let open = match open {
                 Some(open) => open,
                 None => Open {
                     catalog: core.catalog()?,
-                    places: Places::of(&*core),
+                    fetcher: fetcher(&core),
                 },
             };
-            let piece = match open.piece(asked) {
-                // Segments move from the spool to the volumes: look again where they are.
-                Err(_) => {
-                    open.places = Places::of(&*core);
-                    open.piece(asked)?
-                }
-                piece => piece?,
-            };
+            let piece = open.piece(asked)?;
             Ok((open, piece))
         })
         .await?;
@@ -146,20 +134,28 @@ impl Reading {
     }
 }
 
+/// One frame is kept: a client reads on where it was.
+fn fetcher(core: &Arc<dyn Core>) -> Fetcher {
+    let spool = PathBuf::from(core.status().spool.path);
+    let core = core.clone();
+    let look = move || core.sources().map_err(|error| error.to_string());
+    Fetcher::new(spool, Box::new(look), 1)
+}
+
 impl Open {
-    fn piece(&mut self, asked: ReadParameters) -> Result<Piece, CoreError> {
-        let Self { catalog, places } = self;
+    fn piece(&self, asked: ReadParameters) -> Result<Piece, CoreError> {
+        let Self { catalog, fetcher } = self;
         let (file, lsn) = FileId::new(asked.file)
             .zip(Lsn::new(asked.lsn))
             .ok_or_else(|| CoreError::NotFound("there is no file or transaction 0".to_owned()))?;
-        catalog.snapshot(|queries| piece(queries.at(lsn)?, queries, places, file, asked))
+        catalog.snapshot(|queries| piece(queries.at(lsn)?, queries, fetcher, file, asked))
     }
 }
 
 fn piece(
     then: AsOf<'_>,
     queries: Queries<'_>,
-    places: &mut Places,
+    fetcher: &Fetcher,
     file: FileId,
     asked: ReadParameters,
 ) -> Result<Piece, CoreError> {
@@ -186,7 +182,9 @@ fn piece(
         if extent.range.offset > at || missing == 0 {
             break;
         }
-        let whole = extent_bytes(queries, places, file, extent)?;
+        let whole = fetcher
+            .extent(queries, file, extent)
+            .map_err(|error| CoreError::Failed(error.to_string()))?;
         let skip = usize::try_from(at - extent.range.offset).unwrap_or(usize::MAX);
         let rest = whole.get(skip..).unwrap_or_default();
         let take = rest
@@ -199,148 +197,4 @@ fn piece(
         data: Some(base64::encode(&bytes)),
         ..nothing
     })
-}
-
-/// The bytes of an extent, each piece compared with its hash.
-fn extent_bytes(
-    queries: Queries<'_>,
-    places: &mut Places,
-    file: FileId,
-    extent: &ExtentRow,
-) -> Result<Vec<u8>, CoreError> {
-    let failed = |why: String| {
-        CoreError::Failed(format!(
-            "the content of file {file} at byte {} cannot be read: {why}; bring the volume that has another copy, or check with `tierctl volume verify`",
-            extent.range.offset
-        ))
-    };
-    let place = queries
-        .data(extent.data)?
-        .ok_or_else(|| failed(format!("no segment has data record {}", extent.data)))?;
-    let raw = places.record(extent.data, place).map_err(failed)?;
-    let bytes =
-        slice(&raw, extent).ok_or_else(|| failed("the data record is too short".to_owned()))?;
-    check(extent, bytes).map_err(failed)?;
-    Ok(bytes.to_vec())
-}
-
-fn slice<'r>(record: &'r [u8], extent: &ExtentRow) -> Option<&'r [u8]> {
-    let start = usize::try_from(extent.data_offset).ok()?;
-    let len = usize::try_from(extent.range.len).ok()?;
-    record.get(start..)?.get(..len)
-}
-
-fn check(extent: &ExtentRow, mut bytes: &[u8]) -> Result<(), String> {
-    let mut hashes = extent.hashes.iter();
-    for piece in layout::pieces(extent.range) {
-        let len = usize::try_from(piece.len).unwrap_or(usize::MAX);
-        let (head, rest) = bytes.split_at_checked(len).ok_or("it is too short")?;
-        if hashes.next() != Some(&Hash::of(head)) {
-            return Err(format!(
-                "the bytes at {} do not have the hash that was logged",
-                piece.offset
-            ));
-        }
-        bytes = rest;
-    }
-    Ok(())
-}
-
-/// Where segments can be read, and the frame that was read last.
-struct Places {
-    /// Sealed segments; or why there are none to be read.
-    sources: Result<Arc<Sources>, String>,
-    spool: String,
-    frame: Option<Frame>,
-}
-
-struct Frame {
-    segment: SegmentNo,
-    offset: u64,
-    records: Vec<Record>,
-}
-
-impl Places {
-    fn of(core: &dyn Core) -> Self {
-        Self {
-            // A young log has only its open segment, which can be read all the same.
-            sources: core.sources().map_err(|error| error.to_string()),
-            spool: core.status().spool.path,
-            frame: None,
-        }
-    }
-
-    /// The bytes of a data record.
-    fn record(&mut self, id: DataId, place: DataLocation) -> Result<Vec<u8>, String> {
-        let (segment, offset) = (place.segment, place.frame_offset);
-        let known = |frame: &Frame| frame.segment == segment && frame.offset == offset;
-        if !self.frame.as_ref().is_some_and(known) {
-            self.frame = Some(Frame {
-                segment,
-                offset,
-                records: self.frame_at(segment, offset)?,
-            });
-        }
-        let records = self.frame.as_ref().map_or(&[][..], |frame| &frame.records);
-        let data = records.iter().find_map(|record| match record {
-            Record::Data(data) if data.id == id => Some(data.bytes.clone()),
-            _ => None,
-        });
-        data.ok_or_else(|| format!("data record {id} is not in segment {segment} at byte {offset}"))
-    }
-
-    fn frame_at(&self, segment: SegmentNo, offset: u64) -> Result<Vec<Record>, String> {
-        let sealed = self.sources.as_ref().ok();
-        if sealed.is_none_or(|sources| sources.copies(segment).is_empty())
-            && let Some(records) = open_frame(Path::new(&self.spool), segment, offset)?
-        {
-            return Ok(records);
-        }
-        let sources = self.sources.as_ref().map_err(Clone::clone)?;
-        let copies = sources
-            .open_copies(segment)
-            .map_err(|error| error.to_string())?;
-        let decode = |raw: Vec<u8>| Record::decode_all(&raw).map_err(|error| error.to_string());
-        copies
-            .frame_checked(offset, decode)
-            .map(|(records, _)| records)
-    }
-}
-
-/// The records of a frame in the spool's open segment; `None` where there is no such file.
-pub(super) fn open_frame(
-    spool: &Path,
-    segment: SegmentNo,
-    offset: u64,
-) -> Result<Option<Vec<Record>>, String> {
-    let Some((mut scan, name)) = open_segment(spool, segment)? else {
-        return Ok(None);
-    };
-    scan.offset = offset;
-    scan.chain = None;
-    match scan.next_frame().map_err(|error| error.to_string())? {
-        Step::Frame(found) => Ok(Some(found.records)),
-        Step::Stop(_) => Err(format!("{name} has no whole frame at byte {offset}")),
-    }
-}
-
-/// A scan of the spool's open segment from its front, where that is the one.
-pub(super) fn open_segment(
-    spool: &Path,
-    segment: SegmentNo,
-) -> Result<Option<(Scan, String)>, String> {
-    let prefix = format!("{:010}.open-", segment.get());
-    let failed = |error: std::io::Error| format!("reading {}: {error}", spool.display());
-    for entry in fs::read_dir(spool).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        let is_it = path.file_name().and_then(|name| name.to_str());
-        if is_it.is_some_and(|name| name.starts_with(&prefix)) {
-            let name = path.display().to_string();
-            let file = File::open(&path).map_err(|error| format!("opening {name}: {error}"))?;
-            let scan =
-                Scan::open(Arc::new(file), name.clone()).map_err(|error| error.to_string())?;
-            return Ok(Some((scan, name)));
-        }
-    }
-    Ok(None)
 }

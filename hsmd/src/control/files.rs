@@ -17,6 +17,8 @@ use super::peer::{OpenError, Peer};
 use super::varlink::Failure;
 use super::when::When;
 use super::{Core, CoreError};
+use crate::sys::handle::Handle;
+use crate::tier::worker::Residency;
 
 /// Extents asked for at a time.
 const EXTENTS_AT_ONCE: usize = 4096;
@@ -29,22 +31,7 @@ pub(super) fn state(
 ) -> Result<FileState, Failure> {
     let path = asked.exact()?;
     let status = core.status();
-    let opened = match asker {
-        Some(peer) => Some(open_as(peer, Path::new(&status.mount), &path)?),
-        None => None,
-    };
-    let located = core.resolve(&path)?;
-    if let (Some(opened), Some(peer)) = (opened, asker) {
-        let handle = crate::sys::handle::handle_of(opened.as_fd())
-            .map_err(|error| CoreError::Failed(error.to_string()))?;
-        if handle.to_bytes() != located.handle {
-            return Err(refuse(
-                peer,
-                &path,
-                "it was replaced while it was looked at, ask again",
-            ));
-        }
-    }
+    let located = locate(core, &path, asker)?;
     let mut state = blank(asked, &status, &located);
     if let Some(file) = located.file.and_then(FileId::new) {
         let catalog = core.catalog()?;
@@ -53,8 +40,47 @@ pub(super) fn state(
         if state.pending.is_some() {
             state.state = FileStateWord::Dirty;
         }
+        if let Ok(tier) = core.tier()
+            && let Ok(handle) = Handle::from_bytes(&located.handle)
+        {
+            match tier.residency_of(&handle) {
+                Ok(Residency::Resident) => {}
+                Ok(Residency::Partial) => state.state = FileStateWord::Partial,
+                Ok(Residency::Stub) => state.state = FileStateWord::Migrated,
+                Ok(Residency::Suspect(why)) => {
+                    state.state = FileStateWord::Suspect;
+                    state.unrestorable.push(why);
+                }
+                Err(error) => return Err(CoreError::Failed(error.to_string()).into()),
+            }
+        }
     }
     Ok(state)
+}
+
+/// The inode that a path names, which `asker` may read, where that is given.
+pub(super) fn locate(
+    core: &dyn Core,
+    path: &Path,
+    asker: Option<&Peer>,
+) -> Result<Located, Failure> {
+    let opened = match asker {
+        Some(peer) => Some(open_as(peer, &core.mount(), path)?),
+        None => None,
+    };
+    let located = core.resolve(path)?;
+    if let (Some(opened), Some(peer)) = (opened, asker) {
+        let handle = crate::sys::handle::handle_of(opened.as_fd())
+            .map_err(|error| CoreError::Failed(error.to_string()))?;
+        if handle.to_bytes() != located.handle {
+            return Err(refuse(
+                peer,
+                path,
+                "it was replaced while it was looked at, ask again",
+            ));
+        }
+    }
+    Ok(located)
 }
 
 fn open_as(peer: &Peer, mount: &Path, path: &Path) -> Result<std::os::fd::OwnedFd, Failure> {

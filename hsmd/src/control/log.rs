@@ -218,7 +218,7 @@ fn operations_in_open(
 ) -> Result<Vec<Op>, CoreError> {
     let damaged = |why: &str| damaged(lsn, number, why);
     let opened =
-        super::content::open_segment(Path::new(spool), number).map_err(|why| damaged(&why))?;
+        crate::fetch::open_segment(Path::new(spool), number).map_err(|why| damaged(&why))?;
     let (mut scan, name) =
         opened.ok_or_else(|| damaged("neither the spool nor a volume has it"))?;
     let mut ops = Vec::new();

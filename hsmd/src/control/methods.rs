@@ -19,6 +19,7 @@ use super::model::{CatalogDigest, SyncRequest, VerifyDone, VerifyProgress};
 use super::path::PathText;
 use super::peer::{Peer, Rights};
 use super::server::Connection;
+use super::tier::{self, MoveParameters};
 use super::varlink::{self, Failure, INTERFACE, Reply, Request, SERVICE};
 use super::when::When;
 use super::{Core, CoreError, content, files, log, volumes};
@@ -43,12 +44,14 @@ pub enum Method {
     VerifyVolume,
     GetCatalogDigest,
     Subscribe,
+    Release,
+    Recall,
     Stop,
 }
 
 impl Method {
     /// All of them with their names.
-    pub const ALL: [(&'static str, Self); 12] = [
+    pub const ALL: [(&'static str, Self); 14] = [
         ("GetStatus", Self::GetStatus),
         ("GetFileState", Self::GetFileState),
         ("Sync", Self::Sync),
@@ -60,6 +63,8 @@ impl Method {
         ("VerifyVolume", Self::VerifyVolume),
         ("GetCatalogDigest", Self::GetCatalogDigest),
         ("Subscribe", Self::Subscribe),
+        ("Release", Self::Release),
+        ("Recall", Self::Recall),
         ("Stop", Self::Stop),
     ];
 
@@ -72,7 +77,7 @@ impl Method {
 
     /// Whether peers without full rights may call it, about what they may read.
     fn open_to_others(self) -> bool {
-        self == Self::GetFileState
+        matches!(self, Self::GetFileState | Self::Recall)
     }
 }
 
@@ -183,7 +188,7 @@ impl Session {
             return Ok(());
         }
         Err(Failure::PermissionDenied(format!(
-            "user {} may not call {name}, only ask for the state of files that they may read: run tierctl as root or as a member of the configuration's control_group",
+            "user {} may not call {name}, only ask for the state of files that they may read, and recall them: run tierctl as root or as a member of the configuration's control_group",
             self.peer.uid
         )))
     }
@@ -272,6 +277,15 @@ async fn short(session: &mut Session, method: Method, request: &Request) -> Resu
         Method::GetContent => {
             let asked: ContentParameters = varlink::parameters(request)?;
             blocking(move || value("content", &content::find(&*core, &asked)?)).await
+        }
+        Method::Release => {
+            let asked: MoveParameters = varlink::parameters(request)?;
+            blocking(move || value("results", &tier::release(&*core, &asked)?)).await
+        }
+        Method::Recall => {
+            let asked: MoveParameters = varlink::parameters(request)?;
+            let asker = (session.rights == Rights::OwnFiles).then(|| session.peer.clone());
+            blocking(move || value("results", &tier::recall(&*core, &asked, asker.as_ref())?)).await
         }
         Method::ListVolumes => blocking(move || value("volumes", &volumes::list(&*core))).await,
         Method::GetCatalogDigest => {

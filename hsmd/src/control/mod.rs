@@ -17,6 +17,7 @@ pub mod model;
 pub mod path;
 pub mod peer;
 pub mod server;
+pub mod tier;
 pub mod varlink;
 mod volumes;
 pub mod when;
@@ -64,6 +65,18 @@ pub trait Core: Send + Sync + 'static {
 
     /// Begins to stop the daemon; does not wait for it.
     fn stop(&self);
+
+    /// Where the watched filesystem is mounted.
+    fn mount(&self) -> PathBuf {
+        PathBuf::from(self.status().mount)
+    }
+
+    /// Release and recall, where hsmd exposes the filesystem.
+    fn tier(&self) -> Result<Arc<crate::tier::worker::Tier>, CoreError> {
+        Err(CoreError::Unavailable(
+            "hsmd does not mount this filesystem itself, so that files can be logged but not released: set `device` in its configuration, see hsmd.toml(5)".to_owned(),
+        ))
+    }
 }
 
 /// Why the daemon did not do what it was asked for. Each message names the object, the cause and

@@ -529,6 +529,46 @@ pub enum FileStateWord {
     Logged,
     /// On every required copy and on disk.
     Premigrated,
+    /// On every required copy, and in part on disk.
+    Partial,
+    /// Released: on every required copy, and not on disk.
+    Migrated,
+    /// It reads as nothing that the log has: a mark of another file, and no data.
+    Suspect,
+}
+
+/// What became of a file that was to be released or recalled.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Moved {
+    /// As it was asked for.
+    #[serde(flatten)]
+    pub path: PathText,
+    /// In a word.
+    pub word: MovedWord,
+    /// Bytes freed on the disk, or brought back.
+    pub bytes: u64,
+    /// Why not.
+    pub why: Option<String>,
+}
+
+/// What became of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MovedWord {
+    /// Its space is free (or would be).
+    Released,
+    /// Its data is back.
+    Recalled,
+    /// It is asked for.
+    Queued,
+    /// It was so already.
+    Already,
+    /// It has no data.
+    Nothing,
+    /// Not now; it is what it was.
+    Refused,
+    /// It was tried and failed.
+    Failed,
 }
 
 /// What a volume holds of a file's newest version.

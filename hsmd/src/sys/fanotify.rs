@@ -23,10 +23,13 @@ use super::dir::NAME_MAX;
 use super::handle::HandleRef;
 use super::{Error, last_error};
 
+const MARK_MOUNT: u32 = 0x10;
+const MARK_IGNORED_MASK: u32 = 0x20;
+const MARK_IGNORED_SURV_MODIFY: u32 = 0x40;
 /// Size of `struct fanotify_event_metadata`.
 const METADATA_BYTES: usize = 24;
 /// Size of `struct fanotify_event_info_header`.
-const INFO_HEADER_BYTES: usize = 4;
+pub(super) const INFO_HEADER_BYTES: usize = 4;
 /// Header, filesystem id, and the two numbers before a handle's bytes.
 const INFO_HANDLE_BYTES: usize = INFO_HEADER_BYTES + 8 + 8;
 /// A buffer of this size holds the longest event several times.
@@ -190,6 +193,11 @@ impl Group {
         Ok(Self { fd })
     }
 
+    /// A duplicate of a group's descriptor that another process made.
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        Self { fd }
+    }
+
     /// Watches the whole filesystem that `dir` lies on, through all of its mounts. On btrfs `dir`
     /// must lie in the top-level subvolume (EXDEV otherwise).
     pub fn mark_filesystem(&self, dir: BorrowedFd<'_>) -> Result<(), Error> {
@@ -202,6 +210,21 @@ impl Group {
             ".",
         )
         .map_err(|source| mark_error(dir, source))
+    }
+
+    /// Reports nothing of what is written through the mount that `root` lies on. Changes of attributes
+    /// show all the same.
+    pub fn ignore_mount(&self, root: BorrowedFd<'_>) -> Result<(), Error> {
+        let written = Mask::MODIFY.union(Mask::CLOSE_WRITE);
+        let flags = FAN_MARK_ADD | MARK_MOUNT | MARK_IGNORED_MASK | MARK_IGNORED_SURV_MODIFY;
+        fanotify_mark(
+            self.fd.as_raw_fd(),
+            flags,
+            written.bits(),
+            root.as_raw_fd(),
+            ".",
+        )
+        .map_err(|source| Error::on_fd("fanotify_mark FAN_MARK_MOUNT", root, source))
     }
 
     /// Reads what is queued, as much as `buf` holds (at least [`BUFFER_BYTES_MIN`]). `None`:
@@ -283,16 +306,16 @@ fn close_descriptors(buf: &[u8]) {
 }
 
 /// The fixed part of an event, with its lengths checked against the buffer.
-struct Metadata {
-    event_len: usize,
+pub(super) struct Metadata {
+    pub(super) event_len: usize,
     /// Where the information records begin.
-    info: usize,
-    mask: u64,
-    fd: i32,
-    pid: i32,
+    pub(super) info: usize,
+    pub(super) mask: u64,
+    pub(super) fd: i32,
+    pub(super) pid: i32,
 }
 
-fn malformed(offset: usize, why: &'static str) -> Error {
+pub(super) fn malformed(offset: usize, why: &'static str) -> Error {
     Error::Malformed {
         what: "a buffer of fanotify events",
         offset,
@@ -301,7 +324,7 @@ fn malformed(offset: usize, why: &'static str) -> Error {
 }
 
 /// `N` bytes at `offset`.
-fn chunk<const N: usize>(buf: &[u8], offset: usize) -> Result<[u8; N], Error> {
+pub(super) fn chunk<const N: usize>(buf: &[u8], offset: usize) -> Result<[u8; N], Error> {
     offset
         .checked_add(N)
         .and_then(|end| buf.get(offset..end))
@@ -316,7 +339,7 @@ fn usize_at(buf: &[u8], offset: usize) -> Result<usize, Error> {
 
 impl Metadata {
     /// The event at `offset`; `None` at the buffer's end.
-    fn decode(buf: &[u8], offset: usize) -> Result<Option<Self>, Error> {
+    pub(super) fn decode(buf: &[u8], offset: usize) -> Result<Option<Self>, Error> {
         if offset == buf.len() {
             return Ok(None);
         }

@@ -128,3 +128,25 @@ fn read_raw(fd: BorrowedFd<'_>) -> Result<Option<u32>, Error> {
     let bytes = raw.to_ne_bytes();
     Ok(bytes.first_chunk::<4>().map(|int| u32::from_ne_bytes(*int)))
 }
+
+/// What keeps a file from being changed, taken off for a moment.
+#[derive(Debug)]
+#[must_use = "the flags must be put back"]
+pub struct Unsealed(Option<Flags>);
+
+/// Makes an immutable or append-only file changeable, until [`Unsealed::restore`].
+pub fn unseal(fd: BorrowedFd<'_>) -> Result<Unsealed, Error> {
+    const SEALS: u32 = 0x30;
+    let Some(flags) = read(fd)?.filter(|flags| flags.0 & SEALS != 0) else {
+        return Ok(Unsealed(None));
+    };
+    write(fd, Flags(flags.0 & !SEALS))?;
+    Ok(Unsealed(Some(flags)))
+}
+
+impl Unsealed {
+    /// Puts the flags back.
+    pub fn restore(self, fd: BorrowedFd<'_>) -> Result<(), Error> {
+        self.0.map_or(Ok(()), |flags| write(fd, flags))
+    }
+}

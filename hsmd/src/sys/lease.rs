@@ -42,6 +42,36 @@ pub fn stat_unwritten(fd: BorrowedFd<'_>) -> Result<Option<Stat>, Error> {
     stat.map(Some)
 }
 
+/// The file as its only user: whoever opens it for anything waits until this is dropped, or until the
+/// kernel loses patience (`/proc/sys/fs/lease-break-time`, 45 s), which [`WriteLease::holds`] tells.
+#[derive(Debug)]
+pub struct WriteLease<'f> {
+    fd: BorrowedFd<'f>,
+}
+
+impl<'f> WriteLease<'f> {
+    /// `None`: somebody has the file open or mapped, under whatever name, or is about to. `fd` must be
+    /// the only descriptor of it.
+    pub fn take(fd: BorrowedFd<'f>) -> Result<Option<Self>, Error> {
+        Ok(set(fd, libc::F_WRLCK)?.then_some(Self { fd }))
+    }
+
+    /// Whether nobody waits for the file yet.
+    pub fn holds(&self) -> bool {
+        // SAFETY: F_GETLEASE takes no argument.
+        let kind = unsafe { libc::fcntl(self.fd.as_raw_fd(), libc::F_GETLEASE) };
+        kind == libc::F_WRLCK
+    }
+}
+
+impl Drop for WriteLease<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = set(self.fd, libc::F_UNLCK) {
+            tracing::warn!(%error, "a lease cannot be given back; it ends when the file is closed");
+        }
+    }
+}
+
 fn set(fd: BorrowedFd<'_>, kind: libc::c_int) -> Result<bool, Error> {
     loop {
         // SAFETY: F_SETLEASE takes an int and no pointer.
@@ -52,7 +82,7 @@ fn set(fd: BorrowedFd<'_>, kind: libc::c_int) -> Result<bool, Error> {
         let source = last_error();
         match source.raw_os_error() {
             Some(libc::EINTR) => {}
-            Some(libc::EAGAIN) if kind == libc::F_RDLCK => return Ok(false),
+            Some(libc::EAGAIN) if kind != libc::F_UNLCK => return Ok(false),
             _ => return Err(Error::on_fd("fcntl F_SETLEASE", fd, source)),
         }
     }

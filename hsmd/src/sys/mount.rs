@@ -33,7 +33,11 @@ const ATTR_NOSUID: u64 = 0x2;
 const ATTR_NODEV: u64 = 0x4;
 const ATTR_NOEXEC: u64 = 0x8;
 const ATTR_ATIME_MASK: u64 = 0x70;
+const ATTR_RDONLY: u64 = 0x1;
 const ATTR_NOATIME: u64 = 0x10;
+const ATTR_STRICTATIME: u64 = 0x20;
+const ATTR_NODIRATIME: u64 = 0x80;
+const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
 const ATTRS: u64 = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC | ATTR_NOATIME;
 
 /// A line of /proc/self/mountinfo.
@@ -281,7 +285,8 @@ struct MountAttr {
 fn set_attributes(tree: &OwnedFd, path: &Path) -> Result<(), Error> {
     let attr = MountAttr {
         attr_set: ATTRS,
-        attr_clr: ATTR_ATIME_MASK,
+        // The public mount may be read-only, recall writes all the same.
+        attr_clr: ATTR_ATIME_MASK | ATTR_RDONLY,
         propagation: 0,
         userns_fd: 0,
     };
@@ -305,18 +310,42 @@ fn set_attributes(tree: &OwnedFd, path: &Path) -> Result<(), Error> {
 
 fn mount_btrfs(mount: &Mount) -> Result<OwnedFd, Error> {
     let device = mount.device()?;
+    let mut options = vec!["subvolid=5"];
+    if has_option(&mount.super_options, "ro") {
+        options.push("ro");
+    }
+    new_mount(&device, "btrfs", &options, ATTRS)
+}
+
+/// A new mount that nobody sees yet, with options of the filesystem (`name` or `name=value`).
+fn new_mount(
+    device: &Path,
+    fs_type: &str,
+    options: &[&str],
+    attributes: u64,
+) -> Result<OwnedFd, Error> {
+    let text = |bytes: &[u8]| {
+        CString::new(bytes)
+            .map_err(|e| Error::call("fsconfig", device.display().to_string(), io::Error::from(e)))
+    };
+    let name = text(fs_type.as_bytes())?;
     // SAFETY: a NUL-terminated name and flags.
-    let context = unsafe { libc::syscall(libc::SYS_fsopen, c"btrfs".as_ptr(), FSOPEN_CLOEXEC) };
-    let context = owned(context, "fsopen", &device)?;
-    let source = CString::new(device.as_os_str().as_bytes())
-        .map_err(|e| Error::call("fsconfig", device.display().to_string(), io::Error::from(e)))?;
+    let context = unsafe { libc::syscall(libc::SYS_fsopen, name.as_ptr(), FSOPEN_CLOEXEC) };
+    let context = owned(context, "fsopen", device)?;
+    let source = text(device.as_os_str().as_bytes())?;
     let set = |command, key: Option<&CStr>, value: Option<&CStr>| {
-        configure(&context, command, key, value).map_err(|e| context_error(&context, &device, e))
+        configure(&context, command, key, value).map_err(|e| context_error(&context, device, e))
     };
     set(FSCONFIG_SET_STRING, Some(c"source"), Some(&source))?;
-    set(FSCONFIG_SET_STRING, Some(c"subvolid"), Some(c"5"))?;
-    if has_option(&mount.super_options, "ro") {
-        set(FSCONFIG_SET_FLAG, Some(c"ro"), None)?;
+    for option in options {
+        match option.split_once('=') {
+            Some((key, value)) => set(
+                FSCONFIG_SET_STRING,
+                Some(&text(key.as_bytes())?),
+                Some(&text(value.as_bytes())?),
+            )?,
+            None => set(FSCONFIG_SET_FLAG, Some(&text(option.as_bytes())?), None)?,
+        }
     }
     set(FSCONFIG_CMD_CREATE, None, None)?;
     // SAFETY: a live descriptor and flags.
@@ -325,10 +354,102 @@ fn mount_btrfs(mount: &Mount) -> Result<OwnedFd, Error> {
             libc::SYS_fsmount,
             context.as_raw_fd(),
             FSMOUNT_CLOEXEC,
-            ATTRS,
+            attributes,
         )
     };
-    owned(tree, "fsmount", &device)
+    owned(tree, "fsmount", device)
+}
+
+/// The options of a mount, as opposed to those of its filesystem.
+const MOUNT_OPTIONS: [(&str, u64); 8] = [
+    ("nosuid", ATTR_NOSUID),
+    ("nodev", ATTR_NODEV),
+    ("noexec", ATTR_NOEXEC),
+    ("noatime", ATTR_NOATIME),
+    ("strictatime", ATTR_STRICTATIME),
+    ("nodiratime", ATTR_NODIRATIME),
+    ("relatime", 0),
+    ("defaults", 0),
+];
+
+/// A mount of the watched filesystem that nobody sees before [`Unexposed::expose`].
+#[derive(Debug)]
+pub struct Unexposed {
+    tree: OwnedFd,
+    root: OwnedFd,
+}
+
+impl Unexposed {
+    /// Mounts a device. `options` are separated by commas, as in fstab(5).
+    pub fn mount(device: &Path, fs_type: &str, options: &str) -> Result<Self, Error> {
+        let (mut of_filesystem, mut attributes) = (Vec::new(), 0);
+        for option in options.split(',').filter(|option| !option.is_empty()) {
+            match MOUNT_OPTIONS.iter().find(|(name, _)| *name == option) {
+                Some((_, attribute)) => attributes |= attribute,
+                None => of_filesystem.push(option),
+            }
+        }
+        let tree = new_mount(device, fs_type, &of_filesystem, attributes)?;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = openat(&tree, ".", flags, Mode::empty())
+            .map_err(|e| Error::call("openat", device.display().to_string(), e))?;
+        Ok(Self { tree, root })
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// Lets everybody see it at `place`.
+    pub fn expose(self, place: &Path) -> Result<(), Error> {
+        let path = CString::new(place.as_os_str().as_bytes()).map_err(|e| {
+            Error::call(
+                "move_mount",
+                place.display().to_string(),
+                io::Error::from(e),
+            )
+        })?;
+        // SAFETY: a live descriptor, NUL-terminated paths and flags.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_move_mount,
+                self.tree.as_raw_fd(),
+                c"".as_ptr(),
+                libc::AT_FDCWD,
+                path.as_ptr(),
+                MOVE_MOUNT_F_EMPTY_PATH,
+            )
+        };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(Error::call(
+                "move_mount",
+                place.display().to_string(),
+                last_error(),
+            ))
+        }
+    }
+}
+
+/// Takes the topmost mount at `place` away. False: somebody uses it.
+pub fn unmount(place: &Path) -> Result<bool, Error> {
+    match nix::mount::umount2(place, nix::mount::MntFlags::UMOUNT_NOFOLLOW) {
+        Ok(()) => Ok(true),
+        Err(nix::Error::EBUSY) => Ok(false),
+        Err(e) => Err(Error::call("umount", place.display().to_string(), e)),
+    }
+}
+
+/// Whether anything has the block device mounted, in whatever mount namespace.
+pub fn is_device_used(device: &Path) -> Result<bool, Error> {
+    let flags = OFlag::O_RDONLY | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+    match open(device, flags, Mode::empty()) {
+        Ok(_) => Ok(false),
+        Err(nix::Error::EBUSY) => Ok(true),
+        Err(e) => Err(Error::call("open", device.display().to_string(), e)),
+    }
 }
 
 fn configure(

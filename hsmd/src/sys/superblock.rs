@@ -27,6 +27,8 @@ const EXT4_OLD_INODE_BYTES: u16 = 128;
 /// What a superblock says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Superblock {
+    /// The kernel's name of the filesystem's type.
+    pub fs_type: &'static str,
     /// The filesystem's UUID.
     pub uuid: [u8; 16],
     /// ext4 only: bytes of an inode.
@@ -48,6 +50,7 @@ pub fn parse(bytes: &[u8]) -> Option<Superblock> {
     let uuid = |offset: usize| bytes.get(offset..offset + 16)?.try_into().ok();
     if bytes.starts_with(XFS_MAGIC) {
         return Some(Superblock {
+            fs_type: "xfs",
             uuid: uuid(XFS_UUID)?,
             ext4_inode_bytes: None,
         });
@@ -55,6 +58,7 @@ pub fn parse(bytes: &[u8]) -> Option<Superblock> {
     let btrfs = bytes.get(BTRFS_OFFSET + 0x40..BTRFS_OFFSET + 0x48);
     if btrfs == Some(BTRFS_MAGIC) {
         return Some(Superblock {
+            fs_type: "btrfs",
             uuid: uuid(BTRFS_OFFSET + 0x20)?,
             ext4_inode_bytes: None,
         });
@@ -65,6 +69,7 @@ pub fn parse(bytes: &[u8]) -> Option<Superblock> {
     let revision = u32::from_le_bytes(bytes.get(EXT4_REVISION..)?.first_chunk().copied()?);
     let size = u16::from_le_bytes(bytes.get(EXT4_INODE_SIZE..)?.first_chunk().copied()?);
     Some(Superblock {
+        fs_type: "ext4",
         uuid: uuid(EXT4_UUID)?,
         ext4_inode_bytes: Some(if revision == 0 {
             EXT4_OLD_INODE_BYTES

@@ -49,6 +49,12 @@ pub enum Command {
         #[arg(required = true, value_name = "PATH", value_hint = ValueHint::AnyPath)]
         paths: Vec<PathBuf>,
     },
+    /// Give the disk space of files back that are on every copy; who opens one gets its data
+    Release(Files),
+    /// Bring the data of released files back to the disk
+    Recall(Files),
+    /// Make sure that files are on every copy
+    Migrate(Files),
     /// Wait until everything that was changed before is safe
     Sync {
         /// How safe: in the spool, or on the volumes of every pool too
@@ -77,6 +83,26 @@ pub enum Command {
     /// Write man page and completions
     #[command(hide = true)]
     GenerateDocs(crate::cli::GenerateDocs),
+}
+
+/// Which files, and how.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Files {
+    /// Files on the watched filesystem
+    #[arg(value_name = "PATH", value_hint = ValueHint::AnyPath, required_unless_present = "from_file")]
+    pub paths: Vec<PathBuf>,
+    /// Everything below directories, too
+    #[arg(long, short)]
+    pub recursive: bool,
+    /// Paths from a file, one in each line, or with NUL between them if there is one (- for standard input)
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub from_file: Option<PathBuf>,
+    /// Wait until the files are there (recall), or on every copy (release)
+    #[arg(long)]
+    pub wait: bool,
+    /// Only say what would be done
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// How safe.

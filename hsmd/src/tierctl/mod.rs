@@ -10,6 +10,7 @@ pub mod format;
 mod history;
 mod state;
 pub mod status;
+mod tier;
 mod volume;
 
 use std::path::{Path, PathBuf};
@@ -41,6 +42,9 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     match &args.command {
         Command::Status { check } => show_status(args, *check),
         Command::State { paths } => state::run(args, paths),
+        Command::Release(files) => tier::release(args, files),
+        Command::Recall(files) => tier::recall(args, files),
+        Command::Migrate(files) => tier::migrate(args, files),
         Command::Sync { to, sweep } => sync(args, *to, *sweep),
         Command::Log(LogCommand::List { path }) => history::list(args, path),
         Command::Log(LogCommand::Show { lsn }) => history::show(args, *lsn),

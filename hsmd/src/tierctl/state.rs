@@ -88,6 +88,25 @@ pub(super) fn render(state: &FileState) -> String {
                 state.pools_having, state.pools
             ),
         ),
+        FileStateWord::Partial => (
+            "partial",
+            format!(
+                "released, on {} of {} pools, some of it is on disk again",
+                state.pools_having, state.pools
+            ),
+        ),
+        FileStateWord::Migrated => (
+            "migrated",
+            format!(
+                "released: on {} of {} pools and not on disk; who opens it gets it back",
+                state.pools_having, state.pools
+            ),
+        ),
+        FileStateWord::Suspect => (
+            "suspect",
+            "it has no data, and the mark of another file: it cannot be read, see hsm(7)"
+                .to_owned(),
+        ),
         FileStateWord::Premigrated => (
             "premigrated",
             format!(

@@ -132,6 +132,16 @@ fn samples() -> Vec<(&'static str, BTreeSet<String>)> {
                 volume: status.pools[0].volumes[0].clone(),
             }),
         ),
+        ("PathName", keys(&path)),
+        (
+            "Moved",
+            keys(&Moved {
+                path: path.clone(),
+                word: MovedWord::Refused,
+                bytes: 0,
+                why: None,
+            }),
+        ),
         ("SweepStatus", keys(&status.sweep)),
         ("EventCounts", keys(&status.events)),
         ("CatalogStatus", keys(&status.catalog)),

@@ -244,6 +244,26 @@ impl<'c> Queries<'c> {
         Ok(())
     }
 
+    /// Calls `each` for every regular file that has content and an inode, with its handle.
+    pub fn for_each_content<E: From<Error>>(
+        self,
+        mut each: impl FnMut(FileId, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut stmt = self.prepare(
+            "SELECT file, handle FROM inode WHERE kind = 0 AND content_lsn IS NOT NULL AND handle IS NOT NULL",
+        )?;
+        let mut rows = stmt.query([]).map_err(|error| self.fail(error))?;
+        while let Some(row) = rows.next().map_err(|error| self.fail(error))? {
+            let file = row.get(0).map_err(|error| self.fail(error))?;
+            let handle = row
+                .get_ref(1)
+                .and_then(|value| Ok(value.as_blob()?))
+                .map_err(|error| self.fail(error))?;
+            each(file, handle)?;
+        }
+        Ok(())
+    }
+
     /// How many files have a newest version that was read while it changed.
     pub fn fuzzy_count(self) -> Result<u64, Error> {
         self.count("SELECT count(*) FROM inode WHERE fuzzy <> 0")

@@ -411,6 +411,8 @@ fn worker_of(
         level: 1,
         jobs: Arc::default(),
         out,
+        log_id: LogId([7; 16]),
+        tier: None,
     };
     (Worker::new(context).unwrap(), bundles)
 }

@@ -1,0 +1,175 @@
+//! Release and recall by name: what became of each path.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::mpsc;
+
+use serde::{Deserialize, Serialize};
+use tierfs::FileId;
+
+use super::model::{Located, Moved, MovedWord};
+use super::path::PathText;
+use super::peer::Peer;
+use super::varlink::Failure;
+use super::{Core, CoreError, files};
+use crate::sys::handle::Handle;
+use crate::tier::recall::Outcome;
+use crate::tier::release::Refused;
+use crate::tier::worker::Tier;
+
+/// Paths of one request at most.
+pub const PATHS_MAX: usize = 1000;
+
+/// Of `Release` and `Recall`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct MoveParameters {
+    /// Absolute, on the watched mount; at most [`PATHS_MAX`].
+    pub paths: Vec<PathText>,
+    /// Recall: answer when the files are back, not when they are asked for.
+    #[serde(default)]
+    pub wait: bool,
+    /// Release: only say what could be released.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+fn located(
+    core: &dyn Core,
+    path: &PathText,
+    asker: Option<&Peer>,
+) -> Result<(PathBuf, Located), Failure> {
+    let asked = super::methods::PathParameters { path: path.clone() };
+    let path = asked.exact()?;
+    let located = files::locate(core, &path, asker)?;
+    Ok((path, located))
+}
+
+fn moved(path: &PathText, word: MovedWord, bytes: u64, why: Option<String>) -> Moved {
+    Moved {
+        path: path.clone(),
+        word,
+        bytes,
+        why,
+    }
+}
+
+fn check(asked: &MoveParameters) -> Result<(), Failure> {
+    if asked.paths.len() > PATHS_MAX {
+        return Err(Failure::InvalidParameter {
+            parameter: "paths".to_owned(),
+            why: format!("give at most {PATHS_MAX} paths at a time"),
+        });
+    }
+    Ok(())
+}
+
+/// Releases files.
+pub(super) fn release(core: &dyn Core, asked: &MoveParameters) -> Result<Vec<Moved>, Failure> {
+    check(asked)?;
+    let tier = core.tier()?;
+    let (mut results, mut wanted) = (Vec::new(), Vec::new());
+    for path in &asked.paths {
+        match located(core, path, None) {
+            Ok((
+                _,
+                Located {
+                    file: Some(file), ..
+                },
+            )) => {
+                wanted.extend(FileId::new(file).map(|file| (file, path)));
+            }
+            Ok(_) => results.push(refused(path, &Refused::Unknown)),
+            Err(failure) => {
+                results.push(moved(path, MovedWord::Failed, 0, Some(failure.to_string())));
+            }
+        }
+    }
+    let mut by_file: HashMap<FileId, Vec<&PathText>> = HashMap::new();
+    for (file, path) in &wanted {
+        by_file.entry(*file).or_default().push(path);
+    }
+    let mut files: Vec<FileId> = by_file.keys().copied().collect();
+    files.sort_unstable();
+    let mut tell = |file: FileId, result: Result<u64, Refused>| {
+        // A file that was named twice is released once.
+        for path in by_file.remove(&file).unwrap_or_default() {
+            results.push(match &result {
+                Ok(bytes) => moved(path, MovedWord::Released, *bytes, None),
+                Err(error) => refused(path, error),
+            });
+        }
+    };
+    if asked.dry_run {
+        for file in files {
+            tell(file, tier.could_release(file));
+        }
+        return Ok(results);
+    }
+    tier.release(&files, &mut |file, result| {
+        tell(file, result.map(|released| released.freed));
+    })
+    .map_err(CoreError::from)?;
+    Ok(results)
+}
+
+fn refused(path: &PathText, error: &Refused) -> Moved {
+    let word = match error {
+        Refused::Already => MovedWord::Already,
+        Refused::Nothing => MovedWord::Nothing,
+        Refused::Sys(_) | Refused::Catalog(_) => MovedWord::Failed,
+        _ => MovedWord::Refused,
+    };
+    moved(path, word, 0, Some(error.to_string()))
+}
+
+/// Recalls files; with the rights of `asker`, where that is given.
+pub(super) fn recall(
+    core: &dyn Core,
+    asked: &MoveParameters,
+    asker: Option<&Peer>,
+) -> Result<Vec<Moved>, Failure> {
+    check(asked)?;
+    let tier = core.tier()?;
+    let uid = asker.map_or(0, |peer| peer.uid);
+    let (mut results, mut queued) = (Vec::new(), 0);
+    let (tell, told) = mpsc::channel();
+    for path in &asked.paths {
+        match located(core, path, asker).and_then(|(_, located)| stub(&tier, &located)) {
+            Ok(Some((handle, place))) => {
+                let (tell, path, path_asked) = (tell.clone(), path.clone(), path.clone());
+                queued += 1;
+                tier.recall(&handle, uid, place, move |outcome| {
+                    let _ = tell.send((path, outcome));
+                });
+                if !asked.wait {
+                    results.push(moved(&path_asked, MovedWord::Queued, 0, None));
+                }
+            }
+            Ok(None) => results.push(moved(path, MovedWord::Already, 0, None)),
+            Err(failure) => {
+                results.push(moved(path, MovedWord::Failed, 0, Some(failure.to_string())));
+            }
+        }
+    }
+    drop(tell);
+    if !asked.wait {
+        return Ok(results);
+    }
+    for (path, outcome) in told.iter().take(queued) {
+        results.push(match outcome {
+            Outcome::Whole { bytes } => moved(&path, MovedWord::Recalled, bytes, None),
+            Outcome::Failed(_, why) => moved(&path, MovedWord::Failed, 0, Some(why)),
+        });
+    }
+    Ok(results)
+}
+
+/// The inode and the place in the log of a file that is a stub.
+fn stub(tier: &Tier, located: &Located) -> Result<Option<(Handle, u64)>, Failure> {
+    let handle = Handle::from_bytes(&located.handle)
+        .map_err(|error| CoreError::Failed(error.to_string()))?;
+    let place = tier
+        .place_of_stub(&handle)
+        .map_err(|error| CoreError::Failed(error.to_string()))?;
+    Ok(place.map(|place| (handle, place)))
+}

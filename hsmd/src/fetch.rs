@@ -1,0 +1,270 @@
+//! Fetching logged content: data records from spool and volumes, each piece compared with its hash.
+//!
+//! Everybody who needs content while the daemon runs (recall, `tierctl log cat`) gets it here. Of a
+//! frame that is damaged on one copy another copy is read; what lies in the spool's open segment, which
+//! no list of segments names, is read there. Where a segment cannot be found at the places that were
+//! known, the places are looked up once more: segments move from the spool to the volumes, and volumes
+//! come back.
+
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use media::Volume;
+use media::directory::{self, Found};
+use replay::sources::Sources;
+use tierfs::LogId;
+use tierfs::catalog::{DataLocation, ExtentRow, Queries};
+use tierfs::ids::{DataId, FileId, Hash, SegmentNo};
+use tierfs::layout;
+use tierfs::record::Record;
+use tierfs::scan::{Scan, Step};
+
+use crate::shared::lock;
+
+/// The places are not looked up again more often than this.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// Why content cannot be had.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum FetchError {
+    /// No copy is within reach now: a volume is away.
+    #[error("{0}")]
+    Away(String),
+    /// The log or catalog does not have it, or all copies within reach are damaged.
+    #[error("{0}")]
+    Damaged(String),
+}
+
+/// Looks up where sealed segments can be read now.
+pub type Look = Box<dyn Fn() -> Result<Arc<Sources>, String> + Send + Sync>;
+
+/// Spool and volumes of a log as they are now. The spool's open segment, which has no index yet, is not
+/// among them.
+pub fn sources(spool: &Path, volumes: &[PathBuf], log_id: LogId) -> Result<Sources, replay::Error> {
+    let holds_segments = |spool: &Path| {
+        fs::read_dir(spool).is_ok_and(|entries| {
+            entries.flatten().any(|entry| {
+                let name = entry.file_name();
+                name.to_str()
+                    .is_some_and(|name| SegmentNo::from_file_name(name).is_some())
+            })
+        })
+    };
+    let mut places = Vec::new();
+    if holds_segments(spool) {
+        places.push(spool.to_owned());
+    }
+    let of_this_log = |path: &&PathBuf| {
+        matches!(directory::probe(path), Ok(Found::Labelled(volume))
+            if volume.label().log_id == log_id.0)
+    };
+    places.extend(volumes.iter().filter(of_this_log).cloned());
+    Sources::open(&places)
+}
+
+struct Frame {
+    segment: SegmentNo,
+    offset: u64,
+    records: Vec<Record>,
+}
+
+impl Frame {
+    fn data(&self, id: DataId) -> Option<&[u8]> {
+        self.records.iter().find_map(|record| match record {
+            Record::Data(data) if data.id == id => Some(data.bytes.as_slice()),
+            _ => None,
+        })
+    }
+}
+
+struct Known {
+    /// Sealed segments; or why there are none to be read.
+    sources: Result<Arc<Sources>, String>,
+    looked: Instant,
+}
+
+/// See the module. Used by any number of threads at once.
+pub struct Fetcher {
+    spool: PathBuf,
+    look: Look,
+    /// Decompressed frames that are kept at most.
+    kept: usize,
+    known: Mutex<Option<Known>>,
+    frames: Mutex<VecDeque<Arc<Frame>>>,
+}
+
+impl Fetcher {
+    /// Nothing is looked up yet. Up to `kept` decompressed frames (1 MiB each) are kept: small files
+    /// that were written together lie together.
+    pub fn new(spool: PathBuf, look: Look, kept: usize) -> Self {
+        Self {
+            spool,
+            look,
+            kept: kept.max(1),
+            known: Mutex::default(),
+            frames: Mutex::default(),
+        }
+    }
+
+    /// The bytes of an extent, each piece compared with its hash.
+    pub fn extent(
+        &self,
+        queries: Queries<'_>,
+        file: FileId,
+        extent: &ExtentRow,
+    ) -> Result<Vec<u8>, FetchError> {
+        let told = |why: &str| {
+            format!(
+                "the content of file {file} at byte {} cannot be read: {why}; bring the volume that has another copy, or check with `tierctl volume verify`",
+                extent.range.offset
+            )
+        };
+        let damaged = |why: &str| FetchError::Damaged(told(why));
+        let place = queries
+            .data(extent.data)
+            .map_err(|error| FetchError::Damaged(error.to_string()))?
+            .ok_or_else(|| damaged(&format!("no segment has data record {}", extent.data)))?;
+        let frame = self.frame(place).map_err(|error| match error {
+            FetchError::Away(why) => FetchError::Away(told(&why)),
+            FetchError::Damaged(why) => damaged(&why),
+        })?;
+        let raw = frame.data(extent.data).ok_or_else(|| {
+            damaged(&format!(
+                "data record {} is not in segment {} at byte {}",
+                extent.data, place.segment, place.frame_offset
+            ))
+        })?;
+        let bytes = slice(raw, extent).ok_or_else(|| damaged("the data record is too short"))?;
+        check(extent, bytes).map_err(|why| damaged(&why))?;
+        Ok(bytes.to_vec())
+    }
+
+    fn frame(&self, place: DataLocation) -> Result<Arc<Frame>, FetchError> {
+        let (segment, offset) = (place.segment, place.frame_offset);
+        let known = |frame: &&Arc<Frame>| frame.segment == segment && frame.offset == offset;
+        if let Some(frame) = lock(&self.frames).iter().find(known) {
+            return Ok(frame.clone());
+        }
+        let records = match self.records(segment, offset, false) {
+            Err(_) => self.records(segment, offset, true)?,
+            records => records?,
+        };
+        let frame = Arc::new(Frame {
+            segment,
+            offset,
+            records,
+        });
+        let mut frames = lock(&self.frames);
+        frames.push_front(frame.clone());
+        frames.truncate(self.kept);
+        Ok(frame)
+    }
+
+    /// The places, looked up `again` where that was not just done.
+    fn sources(&self, again: bool) -> Result<Arc<Sources>, String> {
+        let mut known = lock(&self.known);
+        if let Some(known) = known.as_ref()
+            && (!again || known.looked.elapsed() < LOOK_AGAIN)
+        {
+            return known.sources.clone();
+        }
+        let sources = (self.look)();
+        *known = Some(Known {
+            sources: sources.clone(),
+            looked: Instant::now(),
+        });
+        sources
+    }
+
+    fn records(
+        &self,
+        segment: SegmentNo,
+        offset: u64,
+        again: bool,
+    ) -> Result<Vec<Record>, FetchError> {
+        let sources = self.sources(again);
+        let has_copy = |sources: &Arc<Sources>| !sources.copies(segment).is_empty();
+        if !sources.as_ref().is_ok_and(has_copy)
+            && let Some(records) =
+                open_frame(&self.spool, segment, offset).map_err(FetchError::Damaged)?
+        {
+            return Ok(records);
+        }
+        let away = |why: String| {
+            FetchError::Away(format!("segment {segment} is within reach nowhere: {why}"))
+        };
+        let sources = sources.map_err(away)?;
+        if !has_copy(&sources) {
+            let places: Vec<_> = sources.places().iter().map(ToString::to_string).collect();
+            return Err(away(format!("not on {}", places.join(", "))));
+        }
+        let copies = sources
+            .open_copies(segment)
+            .map_err(|error| away(error.to_string()))?;
+        let decode = |raw: Vec<u8>| Record::decode_all(&raw).map_err(|error| error.to_string());
+        copies
+            .frame_checked(offset, decode)
+            .map(|(records, _)| records)
+            .map_err(FetchError::Damaged)
+    }
+}
+
+fn slice<'r>(record: &'r [u8], extent: &ExtentRow) -> Option<&'r [u8]> {
+    let start = usize::try_from(extent.data_offset).ok()?;
+    let len = usize::try_from(extent.range.len).ok()?;
+    record.get(start..)?.get(..len)
+}
+
+fn check(extent: &ExtentRow, mut bytes: &[u8]) -> Result<(), String> {
+    let mut hashes = extent.hashes.iter();
+    for piece in layout::pieces(extent.range) {
+        let len = usize::try_from(piece.len).unwrap_or(usize::MAX);
+        let (head, rest) = bytes.split_at_checked(len).ok_or("it is too short")?;
+        if hashes.next() != Some(&Hash::of(head)) {
+            return Err(format!(
+                "the bytes at {} do not have the hash that was logged",
+                piece.offset
+            ));
+        }
+        bytes = rest;
+    }
+    Ok(())
+}
+
+/// The records of a frame in the spool's open segment; `None` where there is no such file.
+pub fn open_frame(
+    spool: &Path,
+    segment: SegmentNo,
+    offset: u64,
+) -> Result<Option<Vec<Record>>, String> {
+    let Some((mut scan, name)) = open_segment(spool, segment)? else {
+        return Ok(None);
+    };
+    scan.offset = offset;
+    scan.chain = None;
+    match scan.next_frame().map_err(|error| error.to_string())? {
+        Step::Frame(found) => Ok(Some(found.records)),
+        Step::Stop(_) => Err(format!("{name} has no whole frame at byte {offset}")),
+    }
+}
+
+/// A scan of the spool's open segment from its front, where that is the one.
+pub fn open_segment(spool: &Path, segment: SegmentNo) -> Result<Option<(Scan, String)>, String> {
+    let prefix = format!("{:010}.open-", segment.get());
+    let failed = |error: std::io::Error| format!("reading {}: {error}", spool.display());
+    for entry in fs::read_dir(spool).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let is_it = path.file_name().and_then(|name| name.to_str());
+        if is_it.is_some_and(|name| name.starts_with(&prefix)) {
+            let name = path.display().to_string();
+            let file = File::open(&path).map_err(|error| format!("opening {name}: {error}"))?;
+            let scan =
+                Scan::open(Arc::new(file), name.clone()).map_err(|error| error.to_string())?;
+            return Ok(Some((scan, name)));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,71 @@
+//! What a process is and has: its memory, its patience with the kernel, descriptors from its parent.
+
+#![allow(unsafe_code)] // mlockall, prctl and owning inherited descriptors have no checked wrapper
+
+use std::fs;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+use super::{Error, last_error};
+
+/// Takes a descriptor over that the parent left open under this number.
+pub fn inherit(number: RawFd) -> Result<OwnedFd, Error> {
+    let object = || format!("descriptor {number} of the parent process");
+    if number <= 2 {
+        let source = std::io::Error::from_raw_os_error(libc::EBADF);
+        return Err(Error::call("inheriting", object(), source));
+    }
+    // SAFETY: the number comes from our own parent's command line and is used once; where nothing is
+    // open under it, the next call says so, and the value is not dropped.
+    let fd = std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number) });
+    fcntl(fd.as_fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
+        .map_err(|error| Error::call("inheriting", object(), error))?;
+    Ok(std::mem::ManuallyDrop::into_inner(fd))
+}
+
+/// A duplicate that a child keeps over exec; drop it after the child was started.
+pub fn for_child(fd: &impl AsFd) -> Result<OwnedFd, Error> {
+    let number = fcntl(fd.as_fd(), FcntlArg::F_DUPFD(3))
+        .map_err(|error| Error::on_fd("fcntl F_DUPFD", fd.as_fd(), error))?;
+    // SAFETY: fcntl just made this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Keeps all of this process in memory: it must answer while the machine swaps.
+pub fn lock_memory() -> Result<(), Error> {
+    // SAFETY: flags only.
+    if unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) } == 0 {
+        Ok(())
+    } else {
+        Err(Error::call("mlockall", "this process", last_error()))
+    }
+}
+
+/// How ready the kernel is to kill this process when memory runs out: -1000 never, 0 as any other.
+pub fn set_oom_score(score: i32) -> Result<(), Error> {
+    let file = "/proc/self/oom_score_adj";
+    fs::write(file, score.to_string()).map_err(|error| Error::call("write", file, error))
+}
+
+/// Ends this process at once when the thread that started it ends.
+pub fn die_with_parent() -> Result<(), Error> {
+    // SAFETY: numbers only.
+    if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } == 0 {
+        Ok(())
+    } else {
+        Err(Error::call(
+            "prctl PR_SET_PDEATHSIG",
+            "this process",
+            last_error(),
+        ))
+    }
+}
+
+/// The user of a process; `None` where it is gone.
+pub fn user_of(pid: i32) -> Option<u32> {
+    fs::metadata(format!("/proc/{pid}"))
+        .ok()
+        .map(|meta| meta.uid())
+}

@@ -1,0 +1,201 @@
+//! How the watched filesystem comes to be seen: mounted out of sight, asked about, then exposed.
+//!
+//! While nobody holds the permission group, stubs read as zeros. So nothing may reach the filesystem
+//! before the group's mark is set, and nothing after the group is closed.
+
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use crate::config::Config;
+use crate::daemon::{Refusal, refuse};
+use crate::sys::mount::{self, Mount, Unexposed, is_device_used, mounts};
+use crate::sys::permission::{Asked, PermissionGroup};
+use crate::sys::superblock;
+
+/// The filesystem's device and public place.
+#[derive(Clone, Debug)]
+pub struct Exposure {
+    device: PathBuf,
+    fs_type: &'static str,
+    options: String,
+    place: PathBuf,
+}
+
+impl Exposure {
+    /// From the configuration, which names a device; checks that it holds a filesystem that suits.
+    pub fn of(config: &Config) -> Result<Option<Self>, Refusal> {
+        let Some(named) = &config.device else {
+            return Ok(None);
+        };
+        let advice = "name the block device of an ext4, XFS or btrfs filesystem, best by its path below /dev/disk/by-uuid";
+        let device =
+            fs::canonicalize(named).map_err(|error| refuse(named.display(), error, advice))?;
+        let is_block = fs::metadata(&device).is_ok_and(|meta| meta.file_type().is_block_device());
+        if !is_block {
+            return Err(refuse(named.display(), "it is no block device", advice));
+        }
+        let block = superblock::read(&device)
+            .map_err(|error| refuse(named.display(), error, advice))?
+            .ok_or_else(|| {
+                refuse(
+                    named.display(),
+                    "it holds no ext4, XFS or btrfs filesystem",
+                    advice,
+                )
+            })?;
+        if !config.mount.is_dir() {
+            return Err(refuse(
+                config.mount.display(),
+                "there is no such directory",
+                "make it: hsmd mounts the filesystem there",
+            ));
+        }
+        Ok(Some(Self {
+            device,
+            fs_type: block.fs_type,
+            options: config.mount_options.clone(),
+            place: config.mount.clone(),
+        }))
+    }
+
+    /// Where everybody sees it.
+    pub fn place(&self) -> &Path {
+        &self.place
+    }
+
+    /// The mounts of the device that this process sees.
+    fn seen(&self) -> Vec<Mount> {
+        let all = mounts().unwrap_or_default();
+        let ours = |mount: &Mount| {
+            mount
+                .device()
+                .ok()
+                .and_then(|device| fs::canonicalize(device).ok())
+                .is_some_and(|device| device == self.device)
+        };
+        all.into_iter().filter(ours).collect()
+    }
+
+    /// Mounts, marks, exposes; in this order. A mount that an hsmd left behind which was killed is
+    /// taken away first.
+    pub fn expose(&self, group: &PermissionGroup, wanted: Asked) -> Result<Asked, Refusal> {
+        self.clear()?;
+        let failed = |error: crate::sys::Error| {
+            refuse(
+                self.device.display(),
+                error,
+                "see the kernel's messages (dmesg), and try `mount` by hand",
+            )
+        };
+        let hidden = Unexposed::mount(&self.device, self.fs_type, &self.options).map_err(failed)?;
+        let asked = group
+            .mark_filesystem(hidden.root(), wanted)
+            .map_err(failed)?;
+        hidden.expose(&self.place).map_err(failed)?;
+        Ok(asked)
+    }
+
+    fn clear(&self) -> Result<(), Refusal> {
+        let sys = |error: crate::sys::Error| {
+            refuse(self.device.display(), error, "hsmd must be able to open it")
+        };
+        if !is_device_used(&self.device).map_err(sys)? {
+            return Ok(());
+        }
+        let seen = self.seen();
+        let elsewhere: Vec<String> = seen
+            .iter()
+            .filter(|mount| mount.mount_point != self.place)
+            .map(|mount| mount.mount_point.display().to_string())
+            .collect();
+        if !elsewhere.is_empty() {
+            return Err(refuse(
+                self.device.display(),
+                format!(
+                    "it is mounted at {}, where nobody keeps released files from being read as zeros",
+                    elsewhere.join(" and ")
+                ),
+                format!(
+                    "unmount it there, and take it out of /etc/fstab: hsmd mounts it at {}",
+                    self.place.display()
+                ),
+            ));
+        }
+        for mount in &seen {
+            tracing::warn!(place = %mount.mount_point.display(), "a mount that was left behind is taken away");
+            if !mount::unmount(&mount.mount_point).map_err(sys)? {
+                return Err(refuse(
+                    self.place.display(),
+                    format!(
+                        "the filesystem is mounted there already, without hsmd, and in use by {}",
+                        self.users()
+                    ),
+                    "end these programs (they may have read zeros in place of released files), unmount it, and start hsmd again",
+                ));
+            }
+        }
+        if is_device_used(&self.device).map_err(sys)? {
+            return Err(refuse(
+                self.device.display(),
+                "it is in use: mounted in another mount namespace (a container), or held by another program",
+                "end what uses it (`lsof` on the device, `findmnt -N PID` for containers), then start hsmd again",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Takes the public mount away. False: it is in use.
+    pub fn hide(&self) -> Result<bool, crate::sys::Error> {
+        let exposed = self
+            .seen()
+            .iter()
+            .any(|mount| mount.mount_point == self.place);
+        if !exposed {
+            return Ok(true);
+        }
+        mount::unmount(&self.place)
+    }
+
+    /// Whether no mount is left anywhere.
+    pub fn is_closed(&self) -> bool {
+        !is_device_used(&self.device).unwrap_or(true)
+    }
+
+    /// Which processes use the public mount, for messages.
+    pub fn users(&self) -> String {
+        const NAMED: usize = 8;
+        let mut users = Vec::new();
+        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let name = process.file_name();
+            let Some(pid) = name
+                .to_str()
+                .filter(|name| name.bytes().all(|b| b.is_ascii_digit()))
+            else {
+                continue;
+            };
+            let path = process.path();
+            let fds = fs::read_dir(path.join("fd"))
+                .into_iter()
+                .flatten()
+                .flatten();
+            let links = fds
+                .map(|fd| fd.path())
+                .chain(["cwd", "root", "exe"].map(|link| path.join(link)));
+            let uses = links
+                .filter_map(|link| fs::read_link(link).ok())
+                .any(|target| target.starts_with(&self.place));
+            if uses {
+                let command = fs::read_to_string(path.join("comm")).unwrap_or_default();
+                users.push(format!("{} ({pid})", command.trim_end()));
+            }
+        }
+        match users.len() {
+            0 => "a process that cannot be told".to_owned(),
+            count if count > NAMED => {
+                format!("{} and {} more", users[..NAMED].join(", "), count - NAMED)
+            }
+            _ => users.join(", "),
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! Filling one stub: its logged bytes into its holes, and nowhere else.
+
+use std::iter::Peekable;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, sync_channel};
+
+use tierfs::catalog::{self, ExtentRow, Reader};
+use tierfs::stub::StubMark;
+
+use super::mtime::Mtime;
+use crate::fetch::{FetchError, Fetcher};
+use crate::sys::seek::{self, Content};
+use crate::sys::stat::stat_of;
+use crate::sys::{Error, io, space};
+
+/// Extents asked for at a time.
+const EXTENTS: usize = 256;
+/// Of a file of this size space is taken before the first byte comes.
+const RESERVE_FROM: u64 = 1 << 20;
+/// A file of this size is fetched by one thread and written by another.
+const APART_FROM: u64 = 4 << 20;
+/// Chunks on the way between the two; each is at most a megabyte.
+const UNDER_WAY: usize = 8;
+
+/// Why a file cannot be filled. It is the stub that it was.
+#[derive(Debug, thiserror::Error)]
+pub enum FillError {
+    /// The bytes cannot be had.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// The filesystem failed.
+    #[error(transparent)]
+    Sys(#[from] Error),
+    /// The catalog cannot say what is logged of it.
+    #[error(transparent)]
+    Catalog(#[from] catalog::Error),
+    /// What is in it is not what was logged.
+    #[error("{0}")]
+    Suspect(String),
+}
+
+impl FillError {
+    /// What a program that waits for the file gets to hear.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Sys(error) => match error.errno() {
+                Some(errno @ (libc::ENOSPC | libc::EDQUOT)) => errno,
+                _ => libc::EIO,
+            },
+            _ => libc::EIO,
+        }
+    }
+
+    /// Whether trying again later can help.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Fetch(FetchError::Away(_)) => true,
+            Self::Sys(error) => matches!(
+                error.errno(),
+                Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN)
+            ),
+            _ => false,
+        }
+    }
+}
+
+/// Where the bytes come from.
+pub struct Filler<'f> {
+    /// Fetches them.
+    pub fetcher: &'f Fetcher,
+    /// Says what they are.
+    pub catalog: &'f Path,
+}
+
+impl Filler<'_> {
+    /// Fills `fd`, which is open for reading and writing on the private mount. Gives the bytes written.
+    /// Nothing is durable yet.
+    pub fn fill(&self, fd: BorrowedFd<'_>, mark: &StubMark) -> Result<u64, FillError> {
+        let end = stat_of(fd)?.size.min(mark.size);
+        let empty = seek::ranges(fd, end)
+            .next()
+            .transpose()?
+            .is_none_or(|first| first.content == Content::Hole && first.len == end);
+        let mut mtime = Mtime::keep(fd)?;
+        let filled = self.fill_to(fd, mark, end, &mut mtime);
+        if filled.is_err() && empty {
+            // No half-filled file takes space that others need.
+            let size = mark.size;
+            if let Err(error) = mtime.over(fd, || space::punch_all(fd, size)) {
+                tracing::warn!(%error, "what was recalled of a file stays, though the rest could not be");
+            }
+        }
+        mtime.restore(fd)?;
+        filled
+    }
+
+    fn fill_to(
+        &self,
+        fd: BorrowedFd<'_>,
+        mark: &StubMark,
+        end: u64,
+        mtime: &mut Mtime,
+    ) -> Result<u64, FillError> {
+        let reader = Reader::open(self.catalog)?;
+        check_version(&reader, mark)?;
+        if end >= RESERVE_FROM {
+            reserve(&reader, fd, mark, end, mtime)?;
+        }
+        let mut writer = HoleWriter {
+            fd,
+            mark,
+            holes: seek::ranges(fd, end).peekable(),
+            mtime,
+            written: 0,
+        };
+        if end < APART_FROM {
+            for_each_extent(&reader, mark, end, |extent| {
+                let bytes = self.fetch(&reader, mark, extent)?;
+                writer.write(extent.range.offset, clip(&bytes, extent, end))
+            })?;
+            return Ok(writer.written);
+        }
+        let (out, chunks) = sync_channel(UNDER_WAY);
+        std::thread::scope(|scope| {
+            let fetching = scope.spawn(move || {
+                for_each_extent(&reader, mark, end, |extent| {
+                    let bytes = self.fetch(&reader, mark, extent)?;
+                    let bytes = clip(&bytes, extent, end).to_vec();
+                    // Nobody takes it where writing has failed.
+                    let _ = out.send((extent.range.offset, bytes));
+                    Ok(())
+                })
+            });
+            let wrote = write_all(&mut writer, chunks);
+            let fetched = fetching.join().unwrap_or_else(|_| {
+                Err(FillError::Suspect("fetching its bytes panicked".to_owned()))
+            });
+            wrote.and(fetched)
+        })?;
+        Ok(writer.written)
+    }
+
+    fn fetch(
+        &self,
+        reader: &Reader,
+        mark: &StubMark,
+        extent: &ExtentRow,
+    ) -> Result<Vec<u8>, FillError> {
+        Ok(self.fetcher.extent(reader.queries(), mark.file, extent)?)
+    }
+}
+
+fn write_all(
+    writer: &mut HoleWriter<'_, '_>,
+    chunks: Receiver<(u64, Vec<u8>)>,
+) -> Result<(), FillError> {
+    for (offset, bytes) in chunks {
+        writer.write(offset, &bytes)?;
+    }
+    Ok(())
+}
+
+/// What of an extent lies before `end`.
+fn clip<'b>(bytes: &'b [u8], extent: &ExtentRow, end: u64) -> &'b [u8] {
+    let wanted = usize::try_from(end.saturating_sub(extent.range.offset)).unwrap_or(usize::MAX);
+    bytes.get(..wanted).unwrap_or(bytes)
+}
+
+/// The log has the version that the mark names.
+fn check_version(reader: &Reader, mark: &StubMark) -> Result<(), FillError> {
+    let row = reader.snapshot(|queries| queries.at(mark.version)?.inode(mark.file))?;
+    match row {
+        Some(row) if row.size == mark.size && row.content_lsn == Some(mark.version) => Ok(()),
+        _ => Err(FillError::Suspect(format!(
+            "its mark names file {} as of transaction {}, with {} bytes, and the log has no such version",
+            mark.file, mark.version, mark.size
+        ))),
+    }
+}
+
+/// All logged extents that begin before `end`. The catalog is asked for a page at a time: a recall may
+/// take hours, and nothing is held meanwhile.
+fn for_each_extent(
+    reader: &Reader,
+    mark: &StubMark,
+    end: u64,
+    mut each: impl FnMut(&ExtentRow) -> Result<(), FillError>,
+) -> Result<(), FillError> {
+    let mut from = 0;
+    loop {
+        let page = reader.snapshot(|queries| -> Result<_, catalog::Error> {
+            queries.at(mark.version)?.extents(mark.file, from, EXTENTS)
+        })?;
+        for extent in page.iter().take_while(|extent| extent.range.offset < end) {
+            each(extent)?;
+        }
+        match page.last() {
+            Some(last) if page.len() == EXTENTS && last.range.end() < end => {
+                from = last.range.end();
+            }
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// Takes the space of all logged ranges, neighbours at once.
+fn reserve(
+    reader: &Reader,
+    fd: BorrowedFd<'_>,
+    mark: &StubMark,
+    end: u64,
+    mtime: &mut Mtime,
+) -> Result<(), FillError> {
+    let mut run: Option<(u64, u64)> = None;
+    let mut take = |run: Option<(u64, u64)>| match run {
+        Some((from, to)) => mtime.over(fd, || space::reserve(fd, from, to.min(end) - from)),
+        None => Ok(()),
+    };
+    for_each_extent(reader, mark, end, |extent| {
+        let (from, to) = (extent.range.offset, extent.range.end());
+        match &mut run {
+            Some((_, last)) if *last == from => *last = to,
+            _ => take(run.replace((from, to)))?,
+        }
+        Ok(())
+    })?;
+    take(run)?;
+    Ok(())
+}
+
+/// Writes into holes, in ascending order; what is there already must be what would be written.
+struct HoleWriter<'f, 'm> {
+    fd: BorrowedFd<'f>,
+    mark: &'m StubMark,
+    /// As the file was before the first write: what is written changes only what was passed.
+    holes: Peekable<seek::Ranges<'f>>,
+    mtime: &'m mut Mtime,
+    written: u64,
+}
+
+impl HoleWriter<'_, '_> {
+    fn write(&mut self, mut offset: u64, mut bytes: &[u8]) -> Result<(), FillError> {
+        while !bytes.is_empty() {
+            let Some(range) = self.range_at(offset)? else {
+                return Ok(());
+            };
+            let here = usize::try_from(range.offset + range.len - offset).unwrap_or(usize::MAX);
+            let (part, rest) = bytes.split_at(here.min(bytes.len()));
+            match range.content {
+                Content::Hole => {
+                    let fd = self.fd;
+                    self.mtime.over(fd, || space::write_at(fd, part, offset))?;
+                    self.written += part.len() as u64;
+                }
+                Content::Data => self.compare(part, offset)?,
+            }
+            offset += part.len() as u64;
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    /// The range that an offset lies in.
+    fn range_at(&mut self, offset: u64) -> Result<Option<seek::Range>, FillError> {
+        loop {
+            match self.holes.peek() {
+                Some(Ok(range)) if range.offset + range.len > offset => return Ok(Some(*range)),
+                Some(Ok(_)) => drop(self.holes.next()),
+                Some(Err(_)) => {
+                    self.holes.next().transpose()?;
+                }
+                None => return Ok(None),
+            }
+        }
+    }
+
+    fn compare(&self, wanted: &[u8], offset: u64) -> Result<(), FillError> {
+        let mut found = vec![0; wanted.len()];
+        io::read_exact_at(self.fd, &mut found, offset)?;
+        if found == wanted {
+            return Ok(());
+        }
+        Err(FillError::Suspect(format!(
+            "it holds bytes at {offset} that are not those of transaction {}: something wrote to it while hsmd did not guard it",
+            self.mark.version
+        )))
+    }
+}

@@ -1,0 +1,491 @@
+//! The guard: answers every access to the filesystem, or holds it until the worker has an answer.
+//!
+//! It is small, stays in memory, and never waits for the worker: what the worker does not take at once
+//! lies in a queue here, and when the worker dies, everything unanswered is handed to the next one. It
+//! never touches the public mount, and looks at nothing of a file but whether it has a mark.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
+
+use crate::cli::GuardArgs;
+use crate::output;
+use crate::shared::lock;
+use crate::sys::link::{self, Told};
+use crate::sys::permission::{Access, Answer, Asked, Attempt, BUFFER_BYTES, PermissionGroup};
+use crate::sys::space::STUB_XATTR;
+use crate::sys::{Error, lease, process, xattr};
+
+/// Threads that read the group. A read can stall for the time of a lease that somebody holds on the file
+/// in question, so there are several.
+const READERS: usize = 6;
+/// Enough for a reader: no recursion, one buffer.
+const STACK_BYTES: usize = 256 * 1024;
+/// Descriptors that are never used for accesses.
+const RESERVED: u64 = 256;
+/// A worker that ran for less is started again after this time.
+const BACKOFF: Duration = Duration::from_secs(1);
+/// What the worker gives back when it must not be started again.
+const REFUSED: i32 = 2;
+
+/// An access that has no answer yet.
+struct Waiting {
+    access: Access,
+    uid: u32,
+}
+
+#[derive(Default)]
+struct Pending {
+    /// By the guard's number, which ascends.
+    all: BTreeMap<u64, Waiting>,
+    /// Numbers that the worker was not told yet.
+    untold: VecDeque<u64>,
+    by_user: HashMap<u32, usize>,
+}
+
+struct Guard {
+    group: PermissionGroup,
+    /// For the worker; see [`super::worker::Inherited`].
+    events: OwnedFd,
+    asked: Asked,
+    pending: Mutex<Pending>,
+    next: AtomicU64,
+    bell: EventFd,
+    worker: AtomicI32,
+    /// Every file is asked about, so that whole ones are worth an ignore mark.
+    everything: AtomicBool,
+    waiters_max: usize,
+    held_max: usize,
+}
+
+impl Guard {
+    /// A reader's body.
+    fn read(&self) {
+        let mut buf = vec![0; BUFFER_BYTES];
+        loop {
+            let mut fds = [PollFd::new(self.group.as_fd(), PollFlags::POLLIN)];
+            let _ = poll(&mut fds, PollTimeout::NONE);
+            match self.group.read(&mut buf) {
+                Ok(accesses) => {
+                    for access in accesses {
+                        self.decide(access);
+                    }
+                }
+                Err(error) => {
+                    // Leaving would let everybody read zeros.
+                    tracing::error!(%error, "the permission group cannot be read; accesses wait");
+                    std::thread::sleep(Duration::from_secs(1));
+                }
+            }
+        }
+    }
+
+    fn decide(&self, access: Access) {
+        let own = i32::try_from(std::process::id()).unwrap_or(0);
+        if access.pid == own || access.pid == self.worker.load(Ordering::Relaxed) {
+            // Nobody may wait for himself.
+            return self.answer(access, Answer::Allow);
+        }
+        match self.is_marked(&access) {
+            Ok(false) => self.answer(access, Answer::Allow),
+            Ok(true) => self.hold(access),
+            Err(error) => {
+                tracing::warn!(%error, "a file whose mark cannot be read is not opened");
+                self.answer(access, Answer::Deny(libc::EIO));
+            }
+        }
+    }
+
+    /// A whole file that is asked about only because all are is ignored from here on.
+    fn is_marked(&self, access: &Access) -> Result<bool, Error> {
+        let look = || Ok(xattr::read_one(access.fd.as_fd(), STUB_XATTR)?.is_some());
+        if look()? {
+            return Ok(true);
+        }
+        if self.everything.load(Ordering::Relaxed) && access.attempt == Attempt::Open {
+            if let Err(error) = self.group.ignore_inode(access.fd.as_fd(), self.asked) {
+                tracing::debug!(%error, "a whole file is asked about again and again");
+                return Ok(false);
+            }
+            if look()? {
+                self.group.unignore_inode(access.fd.as_fd(), self.asked)?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn answer(&self, access: Access, answer: Answer) {
+        if let Err(error) = self.group.answer(access, answer) {
+            tracing::error!(%error, "an access gets no answer");
+        }
+    }
+
+    /// Keeps an access for the worker.
+    fn hold(&self, access: Access) {
+        let uid = process::user_of(access.pid).unwrap_or(0);
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut pending = lock(&self.pending);
+        let of_user = pending.by_user.get(&uid).copied().unwrap_or(0);
+        if of_user >= self.waiters_max || pending.all.len() >= self.held_max {
+            drop(pending);
+            tracing::warn!(
+                uid,
+                of_user,
+                "too many programs wait for released files: one more fails with EAGAIN"
+            );
+            return self.answer(access, Answer::Deny(libc::EAGAIN));
+        }
+        *pending.by_user.entry(uid).or_default() += 1;
+        pending.all.insert(id, Waiting { access, uid });
+        pending.untold.push_back(id);
+        drop(pending);
+        let _ = self.bell.write(1);
+    }
+
+    /// Tells the worker as much as the link takes. True: there is more.
+    fn tell(&self, socket: BorrowedFd<'_>) -> Result<bool, Error> {
+        let mut pending = lock(&self.pending);
+        while let Some(id) = pending.untold.front().copied() {
+            if let Some(Waiting { access, uid }) = pending.all.get(&id) {
+                let who = (access.pid, *uid);
+                if !link::hand(socket, id, access.attempt, who, access.fd.as_fd())? {
+                    return Ok(true);
+                }
+            }
+            pending.untold.pop_front();
+        }
+        Ok(false)
+    }
+
+    fn answered(&self, id: u64, answer: Answer) {
+        let mut pending = lock(&self.pending);
+        let Some(waiting) = pending.all.remove(&id) else {
+            return;
+        };
+        if let Some(count) = pending.by_user.get_mut(&waiting.uid) {
+            *count -= 1;
+            if *count == 0 {
+                pending.by_user.remove(&waiting.uid);
+            }
+        }
+        drop(pending);
+        self.answer(waiting.access, answer);
+    }
+
+    /// The worker is gone: the next one is told everything.
+    fn untell(&self) {
+        let mut pending = lock(&self.pending);
+        pending.untold = pending.all.keys().copied().collect();
+    }
+
+    /// Nobody will answer any more.
+    fn give_up(&self) {
+        let all = std::mem::take(&mut lock(&self.pending).all);
+        for (_, waiting) in all {
+            self.answer(waiting.access, Answer::Deny(libc::EAGAIN));
+        }
+    }
+}
+
+/// The worker process and the link to it.
+struct Worker {
+    child: Child,
+    socket: OwnedFd,
+    started: Instant,
+    ready: bool,
+    /// There was no room for more.
+    full: bool,
+}
+
+/// How the worker is started.
+struct Recipe<'r> {
+    program: PathBuf,
+    args: &'r GuardArgs,
+    config: &'r Path,
+    log_level: &'r str,
+}
+
+impl Recipe<'_> {
+    fn start(&self, guard: &Guard, first: bool) -> Result<Worker, String> {
+        let failed = |error: Error| error.to_string();
+        let (socket, theirs) = link::pair().map_err(failed)?;
+        let group = process::for_child(&guard.group).map_err(failed)?;
+        let events = process::for_child(&guard.events).map_err(failed)?;
+        let their_end = process::for_child(&theirs).map_err(failed)?;
+        let mut command = Command::new(&self.program);
+        command.arg("--config").arg(self.config);
+        command.args(["--log-level", self.log_level]);
+        if first && self.args.adopt_filesystem {
+            command.arg("--adopt-filesystem");
+        }
+        if let Some(lsn) = self.args.accept_loss_after.filter(|_| first) {
+            command.arg("--accept-loss-after").arg(lsn.to_string());
+        }
+        command.arg("worker");
+        command.arg("--group-fd").arg(group.as_raw_fd().to_string());
+        command
+            .arg("--events-fd")
+            .arg(events.as_raw_fd().to_string());
+        command
+            .arg("--link-fd")
+            .arg(their_end.as_raw_fd().to_string());
+        if guard.asked.pre_access {
+            command.arg("--pre-access");
+        }
+        let child = command
+            .spawn()
+            .map_err(|error| format!("starting {}: {error}", self.program.display()))?;
+        let pid = i32::try_from(child.id()).unwrap_or(0);
+        guard.worker.store(pid, Ordering::Relaxed);
+        Ok(Worker {
+            child,
+            socket,
+            started: Instant::now(),
+            ready: false,
+            full: false,
+        })
+    }
+}
+
+fn program() -> PathBuf {
+    let path = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("hsmd"));
+    // After an upgrade the file that this process runs is gone, and another lies in its place.
+    match path
+        .to_str()
+        .and_then(|path| path.strip_suffix(" (deleted)"))
+    {
+        Some(path) => PathBuf::from(path),
+        None => path,
+    }
+}
+
+/// `hsmd guard`: until the keeper ends it.
+pub fn run(config: &Path, log_level: &str, args: &GuardArgs) -> ExitCode {
+    match Supervisor::new(args).and_then(|mut supervisor| supervisor.run(config, log_level, args)) {
+        Ok(code) => code,
+        Err(error) => {
+            output::error("hsmd guard", &error);
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// The guard's main thread: the worker's life, and the link to it.
+struct Supervisor {
+    guard: Arc<Guard>,
+    signals: SignalFd,
+    ready_once: bool,
+    stopping: bool,
+    restarting: bool,
+}
+
+impl Supervisor {
+    fn new(args: &GuardArgs) -> Result<Self, String> {
+        let failed = |error: Error| error.to_string();
+        let mut set = SigSet::empty();
+        for signal in [
+            Signal::SIGTERM,
+            Signal::SIGINT,
+            Signal::SIGHUP,
+            Signal::SIGCHLD,
+        ] {
+            set.add(signal);
+        }
+        set.thread_block().map_err(|error| error.to_string())?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let signals =
+            SignalFd::with_flags(&set, flags).map_err(|error| format!("signalfd: {error}"))?;
+        lease::ignore_sigio().map_err(failed)?;
+        let group = PermissionGroup::from_fd(process::inherit(args.group_fd).map_err(failed)?);
+        let events = process::inherit(args.events_fd).map_err(failed)?;
+        for (what, done) in [
+            ("memory is not locked", process::lock_memory()),
+            (
+                "the kernel may kill the guard for its memory",
+                process::set_oom_score(-1000),
+            ),
+        ] {
+            if let Err(error) = done {
+                tracing::warn!(%error, "{what}");
+            }
+        }
+        let files = crate::daemon::raise_open_files();
+        let left_behind = group.sweep();
+        if left_behind > 0 {
+            tracing::warn!(
+                left_behind,
+                "programs that waited for the guard before this one got EAGAIN"
+            );
+        }
+        let bell = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|error| format!("eventfd: {error}"))?;
+        let guard = Arc::new(Guard {
+            group,
+            events,
+            asked: Asked {
+                pre_access: args.pre_access,
+            },
+            pending: Mutex::default(),
+            next: AtomicU64::new(1),
+            bell,
+            worker: AtomicI32::new(0),
+            everything: AtomicBool::new(true),
+            waiters_max: args.waiters_max,
+            held_max: usize::try_from(files.saturating_sub(RESERVED)).unwrap_or(usize::MAX),
+        });
+        for _ in 0..READERS {
+            let guard = guard.clone();
+            std::thread::Builder::new()
+                .name("reader".to_owned())
+                .stack_size(STACK_BYTES)
+                .spawn(move || guard.read())
+                .map_err(|error| format!("starting a thread: {error}"))?;
+        }
+        Ok(Self {
+            guard,
+            signals,
+            ready_once: false,
+            stopping: false,
+            restarting: false,
+        })
+    }
+
+    fn run(
+        &mut self,
+        config: &Path,
+        log_level: &str,
+        args: &GuardArgs,
+    ) -> Result<ExitCode, String> {
+        let recipe = Recipe {
+            program: program(),
+            args,
+            config,
+            log_level,
+        };
+        loop {
+            let mut worker = recipe.start(&self.guard, !self.ready_once)?;
+            let code = self.serve(&mut worker, args)?;
+            self.guard.worker.store(0, Ordering::Relaxed);
+            self.guard.untell();
+            if self.stopping {
+                self.guard.give_up();
+                return Ok(ExitCode::SUCCESS);
+            }
+            if code == Some(REFUSED) && !self.ready_once {
+                // It has said why.
+                self.guard.give_up();
+                return Ok(ExitCode::from(2));
+            }
+            if std::mem::take(&mut self.restarting) {
+                tracing::info!("the worker is started again");
+                continue;
+            }
+            tracing::error!(
+                ?code,
+                "the worker ended; programs that open released files wait for the next one"
+            );
+            if worker.started.elapsed() < BACKOFF {
+                self.rest(BACKOFF);
+                if self.stopping {
+                    self.guard.give_up();
+                    return Ok(ExitCode::SUCCESS);
+                }
+            }
+        }
+    }
+
+    /// Until the worker is gone; gives its exit status.
+    fn serve(&mut self, worker: &mut Worker, args: &GuardArgs) -> Result<Option<i32>, String> {
+        let mut linked = true;
+        loop {
+            let wants = if worker.full {
+                PollFlags::POLLIN | PollFlags::POLLOUT
+            } else {
+                PollFlags::POLLIN
+            };
+            let mut fds = vec![
+                PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.guard.bell.as_fd(), PollFlags::POLLIN),
+            ];
+            if linked {
+                fds.push(PollFd::new(worker.socket.as_fd(), wants));
+            }
+            let _ = poll(&mut fds, PollTimeout::NONE);
+            let readable = linked && fds[2].any().unwrap_or(false);
+            drop(fds);
+            let _ = self.guard.bell.read();
+            if readable {
+                linked = self.hear(worker, args)?;
+            }
+            if linked && worker.ready {
+                match self.guard.tell(worker.socket.as_fd()) {
+                    Ok(full) => worker.full = full,
+                    Err(_) => linked = false,
+                }
+            }
+            self.obey(Some(worker));
+            if let Ok(Some(status)) = worker.child.try_wait() {
+                return Ok(status.code());
+            }
+        }
+    }
+
+    /// Reads what the worker says. False: it is gone.
+    fn hear(&mut self, worker: &mut Worker, args: &GuardArgs) -> Result<bool, String> {
+        loop {
+            let mut fds = [PollFd::new(worker.socket.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut fds, PollTimeout::ZERO).unwrap_or(0) == 0 {
+                return Ok(true);
+            }
+            match link::hear(worker.socket.as_fd()) {
+                Ok(Some(Told::Answer(id, answer))) => self.guard.answered(id, answer),
+                Ok(Some(Told::Everything(all))) => {
+                    self.guard.everything.store(all, Ordering::Relaxed);
+                }
+                Ok(Some(Told::Ready)) => {
+                    worker.ready = true;
+                    if !std::mem::replace(&mut self.ready_once, true) {
+                        let _ = kill(Pid::from_raw(args.keeper), Signal::SIGUSR1);
+                    }
+                }
+                Ok(None) => return Ok(false),
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+    }
+
+    /// What signals ask for.
+    fn obey(&mut self, worker: Option<&Worker>) {
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            let signal = i32::try_from(info.ssi_signo).unwrap_or(0);
+            match Signal::try_from(signal) {
+                Ok(Signal::SIGTERM | Signal::SIGINT) => self.stopping = true,
+                Ok(Signal::SIGHUP) => self.restarting = true,
+                _ => continue,
+            }
+            if let Some(worker) = worker {
+                let pid = i32::try_from(worker.child.id()).unwrap_or(0);
+                let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+            }
+        }
+    }
+
+    fn rest(&mut self, time: Duration) {
+        let end = Instant::now() + time;
+        while !self.stopping && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(50));
+            self.obey(None);
+        }
+    }
+}

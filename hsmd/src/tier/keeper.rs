@@ -1,0 +1,236 @@
+//! The keeper: exposes the filesystem, holds the permission group, and starts the guard, again if need be.
+//!
+//! It is the process that an administrator starts and stops. It does next to nothing, so that it has no
+//! reason to die; while it lives the group stays open whatever becomes of guard and worker, and accesses
+//! to released files wait.
+
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
+use std::os::fd::AsFd;
+
+use super::exposure::Exposure;
+use crate::cli::Hsmd;
+use crate::config::Config;
+use crate::daemon::{Refusal, refuse};
+use crate::output;
+use crate::sys::fanotify::Group;
+use crate::sys::permission::{Asked, PermissionGroup};
+use crate::sys::process;
+
+/// How often a filesystem that is in use is tried to be unmounted.
+const TRY_AGAIN: Duration = Duration::from_millis(500);
+/// How often the journal says what it is in use by.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
+/// A guard that ended at once is started again after this time.
+const BACKOFF: Duration = Duration::from_millis(500);
+
+struct Keeper<'k> {
+    exposure: Exposure,
+    group: PermissionGroup,
+    /// The worker's; see [`super::worker::Inherited`].
+    events: Group,
+    asked: Asked,
+    config: &'k Config,
+    args: &'k Hsmd,
+    signals: SignalFd,
+    ready: bool,
+    stopping: bool,
+}
+
+/// `hsmd` with a `device` in its configuration.
+pub fn run(config: &Config, args: &Hsmd) -> ExitCode {
+    match keep(config, args) {
+        Ok(code) => code,
+        Err(refusal) => {
+            output::error("hsmd", &refusal);
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn keep(config: &Config, args: &Hsmd) -> Result<ExitCode, Refusal> {
+    let mut set = SigSet::empty();
+    for signal in [
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGCHLD,
+        Signal::SIGUSR1,
+    ] {
+        set.add(signal);
+    }
+    let failed =
+        |error: &dyn std::fmt::Display| refuse("hsmd", error, "see the kernel's messages (dmesg)");
+    set.thread_block().map_err(|error| failed(&error))?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let signals = SignalFd::with_flags(&set, flags).map_err(|error| failed(&error))?;
+    let exposure =
+        Exposure::of(config)?.ok_or_else(|| refuse("device", "it is not configured", "add it"))?;
+    let group = PermissionGroup::new().map_err(|error| failed(&error))?;
+    let events = Group::new_notification().map_err(|error| failed(&error))?;
+    if let Err(error) = process::set_oom_score(-1000) {
+        tracing::warn!(%error, "the kernel may kill the keeper for its memory");
+    }
+    let wanted = Asked {
+        pre_access: config.pre_access,
+    };
+    let asked = exposure.expose(&group, wanted)?;
+    if wanted != asked {
+        tracing::warn!(
+            "this kernel or filesystem has no pre-access events (Linux 6.14): a released file that is cut by its path without being opened is recalled only afterwards, see hsm(7)"
+        );
+    }
+    let mut keeper = Keeper {
+        exposure,
+        group,
+        events,
+        asked,
+        config,
+        args,
+        signals,
+        ready: false,
+        stopping: false,
+    };
+    let code = keeper.watch_over()?;
+    keeper.close();
+    Ok(code)
+}
+
+impl Keeper<'_> {
+    fn start_guard(&self) -> Result<Child, Refusal> {
+        let failed =
+            |error: &dyn std::fmt::Display| refuse("the guard", error, "see the messages before");
+        let group = process::for_child(&self.group).map_err(|error| failed(&error))?;
+        let events = process::for_child(&self.events).map_err(|error| failed(&error))?;
+        let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("hsmd"));
+        let mut command = Command::new(program);
+        command.arg("--config").arg(&self.config.file);
+        command.args(["--log-level", &self.args.log_level]);
+        command.arg("guard");
+        command
+            .arg("--events-fd")
+            .arg(events.as_raw_fd().to_string());
+        command.arg("--group-fd").arg(group.as_raw_fd().to_string());
+        command.arg("--keeper").arg(std::process::id().to_string());
+        command
+            .arg("--waiters-max")
+            .arg(self.config.recall_waiters_max.to_string());
+        if self.asked.pre_access {
+            command.arg("--pre-access");
+        }
+        if !self.ready && self.args.adopt_filesystem {
+            command.arg("--adopt-filesystem");
+        }
+        if let Some(lsn) = self.args.accept_loss_after.filter(|_| !self.ready) {
+            command.arg("--accept-loss-after").arg(lsn.to_string());
+        }
+        command.spawn().map_err(|error| failed(&error))
+    }
+
+    /// Until the filesystem is not exposed any more, and the guard is gone.
+    fn watch_over(&mut self) -> Result<ExitCode, Refusal> {
+        let mut guard = self.start_guard()?;
+        let mut started = Instant::now();
+        let mut told: Option<Instant> = None;
+        let mut hidden = false;
+        let mut refused = false;
+        loop {
+            let patience = if self.stopping && !hidden {
+                PollTimeout::try_from(TRY_AGAIN).unwrap_or(PollTimeout::ZERO)
+            } else {
+                PollTimeout::NONE
+            };
+            let mut fds = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+            let _ = poll(&mut fds, patience);
+            self.obey(&guard);
+            if let Ok(Some(status)) = guard.try_wait() {
+                if status.code() == Some(2) && !self.ready {
+                    // The worker has said why it does not start.
+                    (self.stopping, refused) = (true, true);
+                }
+                if hidden {
+                    break;
+                }
+                if !refused {
+                    tracing::error!(%status, "the guard ended; accesses to released files wait for the next one");
+                    if started.elapsed() < BACKOFF {
+                        std::thread::sleep(BACKOFF);
+                    }
+                    guard = self.start_guard()?;
+                    started = Instant::now();
+                }
+            }
+            if self.stopping && !hidden {
+                match self.exposure.hide() {
+                    Ok(true) => {
+                        hidden = true;
+                        if refused {
+                            break;
+                        }
+                        // Nothing can change any more: what did is examined, and the log closed.
+                        signal_child(&guard, Signal::SIGTERM);
+                    }
+                    Ok(false) if told.is_none_or(|told| told.elapsed() >= TELL_AGAIN) => {
+                        told = Some(Instant::now());
+                        tracing::warn!(
+                            "{} is in use by {}: hsmd goes on until they are done, and stops then",
+                            self.exposure.place().display(),
+                            self.exposure.users()
+                        );
+                    }
+                    Ok(false) => {}
+                    Err(error) => tracing::error!(%error, "the filesystem cannot be unmounted"),
+                }
+            }
+        }
+        Ok(if refused {
+            ExitCode::from(2)
+        } else {
+            ExitCode::SUCCESS
+        })
+    }
+
+    fn obey(&mut self, guard: &Child) {
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            let signal = i32::try_from(info.ssi_signo).unwrap_or(0);
+            match Signal::try_from(signal) {
+                Ok(Signal::SIGTERM | Signal::SIGINT) => {
+                    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+                    self.stopping = true;
+                }
+                Ok(Signal::SIGHUP) => signal_child(guard, Signal::SIGHUP),
+                Ok(Signal::SIGUSR1) => {
+                    self.ready = true;
+                    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The group is closed only where nothing can reach the filesystem any more.
+    fn close(&self) {
+        let mut told = false;
+        while !self.exposure.is_closed() {
+            if !told {
+                tracing::warn!(
+                    "the filesystem is unmounted here, but something else still has it (another mount namespace): hsmd ends when it is gone, until then its released files cannot be opened"
+                );
+                told = true;
+            }
+            std::thread::sleep(TRY_AGAIN);
+        }
+    }
+}
+
+fn signal_child(child: &Child, signal: Signal) {
+    let pid = i32::try_from(child.id()).unwrap_or(0);
+    let _ = kill(Pid::from_raw(pid), signal);
+}

@@ -1,0 +1,58 @@
+//! What a file's stub mark says, read from the file itself.
+
+use std::os::fd::BorrowedFd;
+
+use tierfs::LogId;
+use tierfs::stub::StubMark;
+
+use crate::sys::handle::handle_of;
+use crate::sys::seek::Content;
+use crate::sys::space::{STUB_XATTR, remove_mark};
+use crate::sys::{Error, seek, xattr};
+
+/// What a file is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Marked {
+    /// All its data is there.
+    Whole,
+    /// Some or all of its data is only in the log.
+    Stub(StubMark),
+    /// It has a mark that is not its own, and no data: what it reads as is not what it is.
+    Suspect(String),
+}
+
+/// Looks at the mark of an open file. A mark that came along with a copy of a file's attributes, on a
+/// file that has data of its own, is removed.
+pub fn look(fd: BorrowedFd<'_>, log_id: LogId) -> Result<Marked, Error> {
+    let Some(value) = xattr::read_one(fd, STUB_XATTR)? else {
+        return Ok(Marked::Whole);
+    };
+    let why = match StubMark::from_bytes(&value) {
+        Err(error) => format!("its mark cannot be read: {error}"),
+        Ok(mark) if mark.log_id != log_id => {
+            format!("its mark belongs to log {}", mark.log_id)
+        }
+        Ok(mark) if mark.handle != handle_of(fd)?.to_bytes() => {
+            "its mark belongs to another inode (it is a copy of a stub that was made without its data)"
+                .to_owned()
+        }
+        Ok(mark) => return Ok(Marked::Stub(mark)),
+    };
+    if has_data(fd)? {
+        tracing::info!(
+            file = crate::sys::describe(fd),
+            why,
+            "a mark that came along is removed"
+        );
+        remove_mark(fd)?;
+        return Ok(Marked::Whole);
+    }
+    Ok(Marked::Suspect(why))
+}
+
+/// Whether a file has any data (or cannot have: it is empty).
+pub fn has_data(fd: BorrowedFd<'_>) -> Result<bool, Error> {
+    let size = crate::sys::stat::stat_of(fd)?.size;
+    let first = seek::ranges(fd, size).next().transpose()?;
+    Ok(first.is_none_or(|first| first.content == Content::Data || first.len < size))
+}

@@ -1,0 +1,71 @@
+//! Release and recall: cold data leaves the disk, and comes back when somebody opens it.
+//!
+//! Three processes: the *keeper* ([`keeper`]) exposes the filesystem and holds a duplicate of the
+//! permission group; the *guard* ([`guard`]) reads the group, lets everybody pass who opens a whole file,
+//! and hands the others to the *worker*, which is the daemon itself ([`crate::daemon`]) with
+//! [`worker::Tier`] inside. While any of them lives nobody reads zeros: an access waits as long as nobody answers it.
+//!
+//! What a stub is stands on the disk, in its mark ([`tierfs::stub`], [`mark`]). A file gets the mark
+//! before a byte of it goes, and loses it after the last one is back and durable.
+
+pub mod exposure;
+mod fill;
+pub mod guard;
+pub mod keeper;
+pub mod mark;
+mod mtime;
+pub mod recall;
+pub mod release;
+pub mod residents;
+pub mod worker;
+
+use std::collections::HashSet;
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use crate::shared::lock;
+use crate::sys::handle::Handle;
+
+/// Inodes that release or recall works on: one at a time for each.
+#[derive(Default)]
+pub struct Busy {
+    inodes: Mutex<HashSet<Handle>>,
+    freed: Condvar,
+}
+
+/// Holds an inode until it is dropped.
+pub struct Held<'b> {
+    busy: &'b Busy,
+    handle: Handle,
+}
+
+impl Busy {
+    /// Waits until nobody works on the inode.
+    pub fn hold(&self, handle: &Handle) -> Held<'_> {
+        let mut inodes = lock(&self.inodes);
+        while !inodes.insert(handle.clone()) {
+            inodes = self
+                .freed
+                .wait(inodes)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        Held {
+            busy: self,
+            handle: handle.clone(),
+        }
+    }
+
+    /// `None`: somebody works on it.
+    pub fn try_hold(&self, handle: &Handle) -> Option<Held<'_>> {
+        lock(&self.inodes).insert(handle.clone()).then(|| Held {
+            busy: self,
+            handle: handle.clone(),
+        })
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        lock(&self.busy.inodes).remove(&self.handle);
+        self.busy.freed.notify_all();
+    }
+}

@@ -1,0 +1,598 @@
+//! Recall: who opens a stub waits until its bytes are back and checked, and no longer.
+//!
+//! One recall serves all who wait for the same inode. A recalled file goes through three states: *wanted*
+//! (queued or being filled), *there* (its bytes are right, but not durable, and its mark still says that
+//! it is a stub), and whole. Readers go on as soon as the bytes are there. Who may change the file waits
+//! until the mark is gone: else a crash could put the logged bytes over newer ones. Making durable and
+//! removing marks is done for many files at once.
+//!
+//! The queue is fair between users, and in the order of the log within a user's files.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use tierfs::residency::Residency;
+use tierfs::stub::StubMark;
+use tierfs::{FileId, LogId};
+
+use super::Busy;
+use super::fill::{FillError, Filler};
+use super::mark::{self, Marked};
+use super::residents::Residents;
+use crate::capture::hints::{Beside, Key, Look};
+use crate::fetch::Fetcher;
+use crate::shared::{Shared, lock};
+use crate::sys::handle::{Handle, Opened, handle_of, open_by_handle};
+use crate::sys::link::Handed;
+use crate::sys::mount::PrivateMount;
+use crate::sys::permission::{Answer, Attempt};
+use crate::sys::{Error, flags, io, lease, space};
+
+/// Files whose data is made durable one by one; more are synced with the whole filesystem.
+const ONE_BY_ONE: usize = 8;
+/// How long recalled files gather before they are made durable, unless somebody waits for it.
+const GATHER: Duration = Duration::from_millis(50);
+/// How long a recall that could not be served rests.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Files that finish at once.
+const FINISH_MAX: usize = 2000;
+
+/// What came of a recall.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The file is whole and durable.
+    Whole {
+        /// Bytes that came from the log; 0 where the file was whole.
+        bytes: u64,
+    },
+    /// It is a stub still; what a program hears, and why.
+    Failed(i32, String),
+}
+
+/// Who waits.
+enum Waiter {
+    /// A program, by the guard's number.
+    Access {
+        id: u64,
+        attempt: Attempt,
+        since: Instant,
+        /// Kept only where it says whether anybody writes.
+        fd: Option<OwnedFd>,
+    },
+    /// Somebody who asked for the recall, and is told when the file is durable.
+    Asked {
+        tell: Box<dyn FnOnce(Outcome) + Send>,
+        since: Instant,
+    },
+}
+
+enum State {
+    /// Its bytes are to come.
+    Wanted(Vec<Waiter>),
+    /// Its bytes are there; these wait for the mark to go.
+    There { bytes: u64, waiters: Vec<Waiter> },
+}
+
+#[derive(Default)]
+struct Queue {
+    states: HashMap<Handle, State>,
+    /// By user, then by the version's transaction, which is the order of the log, then by arrival.
+    todo: BTreeMap<u32, BTreeMap<(u64, u64), Handle>>,
+    /// Whose turn was last, and how far it was.
+    last: (u32, (u64, u64)),
+    /// What could not be served, and when it is tried again.
+    later: Vec<(Instant, u32, u64, Handle)>,
+    there: Vec<(Handle, Instant)>,
+    hurry: bool,
+    arrivals: u64,
+    closed: bool,
+}
+
+impl Queue {
+    fn push(&mut self, uid: u32, place: u64, handle: Handle) {
+        self.arrivals += 1;
+        let key = (place, self.arrivals);
+        self.todo.entry(uid).or_default().insert(key, handle);
+    }
+
+    /// The next user's next file on the way through the log.
+    fn pop(&mut self) -> Option<Handle> {
+        let now = Instant::now();
+        let due: Vec<_> = self.later.extract_if(.., |(at, ..)| *at <= now).collect();
+        for (_, uid, place, handle) in due {
+            self.push(uid, place, handle);
+        }
+        let (user, at) = self.last;
+        let after = self.todo.range(user.saturating_add(1)..).next();
+        let uid = *after.or_else(|| self.todo.iter().next())?.0;
+        let files = self.todo.get_mut(&uid)?;
+        let next = files.range(at..).next().or_else(|| files.iter().next());
+        let key = *next?.0;
+        let handle = files.remove(&key);
+        if files.is_empty() {
+            self.todo.remove(&uid);
+        }
+        self.last = (uid, key);
+        handle
+    }
+
+    fn next_later(&self) -> Option<Instant> {
+        self.later.iter().map(|(at, ..)| *at).min()
+    }
+}
+
+/// What recall works with.
+pub struct Parts {
+    /// Hints, notices.
+    pub shared: Arc<Shared>,
+    /// The filesystem, without events.
+    pub mount: Arc<PrivateMount>,
+    /// The kernel's marks.
+    pub residents: Arc<Residents>,
+    /// The catalog's file.
+    pub catalog: PathBuf,
+    /// The log.
+    pub log_id: LogId,
+    /// Content.
+    pub fetcher: Fetcher,
+    /// The list of stubs.
+    pub residency: Arc<Mutex<Residency>>,
+    /// Inodes that are worked on.
+    pub busy: Arc<Busy>,
+    /// How long a program waits for a copy that is away.
+    pub wait: Duration,
+}
+
+/// Where answers go.
+pub type AnswerTo = Box<dyn Fn(u64, Answer) + Send + Sync>;
+
+/// See the module.
+pub struct Recall {
+    parts: Parts,
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    finish: Condvar,
+    answer: AnswerTo,
+}
+
+impl Recall {
+    /// Nothing waits yet; [`Self::work`] and [`Self::finish`] are for threads of the caller.
+    pub fn new(parts: Parts, answer: AnswerTo) -> Self {
+        Self {
+            parts,
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+            finish: Condvar::new(),
+            answer,
+        }
+    }
+
+    /// How many files are wanted, and how many programs wait.
+    pub fn depth(&self) -> (usize, usize) {
+        let queue = lock(&self.queue);
+        let (mut files, mut programs) = (0, 0);
+        for state in queue.states.values() {
+            let (State::Wanted(waiters) | State::There { waiters, .. }) = state;
+            let waits = |waiter: &&Waiter| matches!(waiter, Waiter::Access { .. });
+            files += usize::from(matches!(state, State::Wanted(_)));
+            programs += waiters.iter().filter(waits).count();
+        }
+        (files, programs)
+    }
+
+    // ---- who comes --------------------------------------------------------------------------------
+
+    /// A program waits for a file that had a mark when the guard looked.
+    pub fn access(&self, handed: Handed) {
+        let Handed {
+            id,
+            attempt,
+            uid,
+            fd,
+            ..
+        } = handed;
+        let handle = match handle_of(fd.as_fd()) {
+            Ok(handle) => handle,
+            Err(error) => {
+                tracing::error!(%error, "an access to a stub cannot be served");
+                (self.answer)(id, Answer::Deny(libc::EIO));
+                return;
+            }
+        };
+        let mut queue = lock(&self.queue);
+        if let Some(State::There { waiters, .. }) = queue.states.get_mut(&handle) {
+            if self.may_go_on(attempt, Some(&fd)) {
+                drop(queue);
+                drop(fd);
+                (self.answer)(id, Answer::Allow);
+                return;
+            }
+            waiters.push(Waiter::Access {
+                id,
+                attempt,
+                since: Instant::now(),
+                fd: None,
+            });
+            queue.hurry = true;
+            self.finish.notify_one();
+            return;
+        }
+        // The version's transaction tells where in the log its bytes are, near enough.
+        let place = match mark::look(fd.as_fd(), self.parts.log_id) {
+            Ok(Marked::Stub(mark)) => mark.version.get(),
+            _ => 0,
+        };
+        let wants_fd = matches!(attempt, Attempt::Access(_));
+        let waiter = Waiter::Access {
+            id,
+            attempt,
+            since: Instant::now(),
+            fd: wants_fd.then_some(fd),
+        };
+        self.want(queue, handle, uid, place, waiter);
+    }
+
+    /// Somebody wants a file back. `tell` hears when it is whole and durable, or why not.
+    pub fn ask(
+        &self,
+        handle: &Handle,
+        uid: u32,
+        place: u64,
+        tell: impl FnOnce(Outcome) + Send + 'static,
+    ) {
+        let waiter = Waiter::Asked {
+            tell: Box::new(tell),
+            since: Instant::now(),
+        };
+        let mut queue = lock(&self.queue);
+        if let Some(State::There { waiters, .. }) = queue.states.get_mut(handle) {
+            waiters.push(waiter);
+            return;
+        }
+        self.want(queue, handle.clone(), uid, place, waiter);
+    }
+
+    fn want(
+        &self,
+        mut queue: std::sync::MutexGuard<'_, Queue>,
+        handle: Handle,
+        uid: u32,
+        place: u64,
+        waiter: Waiter,
+    ) {
+        if let Some(State::Wanted(waiters)) = queue.states.get_mut(&handle) {
+            waiters.push(waiter);
+            return;
+        }
+        queue
+            .states
+            .insert(handle.clone(), State::Wanted(vec![waiter]));
+        queue.push(uid, place, handle);
+        drop(queue);
+        self.wake.notify_one();
+    }
+
+    /// Whether an access may go on while the file's mark is still there: reading may.
+    fn may_go_on(&self, attempt: Attempt, fd: Option<&OwnedFd>) -> bool {
+        if !self.parts.residents.asked().pre_access {
+            // Opening is all that is told of, and it may be for writing.
+            return false;
+        }
+        match attempt {
+            Attempt::Open | Attempt::Exec => true,
+            // Cutting a file by its path gives no range.
+            Attempt::Access(None | Some((_, 0))) => false,
+            Attempt::Access(Some(_)) => {
+                fd.is_some_and(|fd| lease::nobody_writes(fd.as_fd()).unwrap_or(false))
+            }
+        }
+    }
+
+    // ---- the work -----------------------------------------------------------------------------------
+
+    /// A recall thread's body: until [`Self::close`].
+    pub fn work(&self) {
+        while let Some(handle) = self.next() {
+            self.serve(&handle);
+        }
+    }
+
+    fn next(&self) -> Option<Handle> {
+        let mut queue = lock(&self.queue);
+        loop {
+            if queue.closed {
+                return None;
+            }
+            if let Some(handle) = queue.pop() {
+                return Some(handle);
+            }
+            let patience = queue.next_later().map_or(Duration::from_mins(1), |at| {
+                at.saturating_duration_since(Instant::now())
+            });
+            queue = self
+                .wake
+                .wait_timeout(queue, patience.max(Duration::from_millis(1)))
+                .map_or_else(|poisoned| poisoned.into_inner().0, |(queue, _)| queue);
+        }
+    }
+
+    /// Ends all threads; who waits goes on waiting, for the next worker.
+    pub fn close(&self) {
+        lock(&self.queue).closed = true;
+        self.wake.notify_all();
+        self.finish.notify_all();
+    }
+
+    fn serve(&self, handle: &Handle) {
+        let held = self.parts.busy.hold(handle);
+        let result = self.fill(handle);
+        drop(held);
+        match result {
+            Ok(Some(bytes)) => self.is_there(handle, bytes),
+            Ok(None) => self.is_whole(handle, 0),
+            Err(error) => self.failed(handle, &error),
+        }
+    }
+
+    /// Fills the file; `None`: it is whole, or gone.
+    fn fill(&self, handle: &Handle) -> Result<Option<u64>, FillError> {
+        let Some(fd) = self.open_for_writing(handle)? else {
+            return Ok(None);
+        };
+        match mark::look(fd.as_fd(), self.parts.log_id)? {
+            Marked::Whole => Ok(None),
+            Marked::Suspect(why) => Err(FillError::Suspect(why)),
+            Marked::Stub(mark) => {
+                let filler = Filler {
+                    fetcher: &self.parts.fetcher,
+                    catalog: &self.parts.catalog,
+                };
+                filler.fill(fd.as_fd(), &mark).map(Some)
+            }
+        }
+    }
+
+    /// On the private mount. A file that was made immutable is changeable while it is opened.
+    fn open_for_writing(&self, handle: &Handle) -> Result<Option<OwnedFd>, Error> {
+        let write = libc::O_RDWR | libc::O_NOFOLLOW | libc::O_NOATIME;
+        let root = self.parts.mount.root();
+        let open = || -> Result<Option<OwnedFd>, Error> {
+            Ok(match open_by_handle(root, handle.as_ref(), write)? {
+                Opened::Fd(fd) => Some(fd),
+                Opened::Stale => None,
+            })
+        };
+        match open() {
+            Err(error) if error.errno() == Some(libc::EPERM) => {
+                let Opened::Fd(fd) = open_by_handle(root, handle.as_ref(), io::READ)? else {
+                    return Ok(None);
+                };
+                let unsealed = flags::unseal(fd.as_fd())?;
+                let opened = open();
+                unsealed.restore(fd.as_fd())?;
+                opened
+            }
+            opened => opened,
+        }
+    }
+
+    fn is_there(&self, handle: &Handle, bytes: u64) {
+        let mut queue = lock(&self.queue);
+        let Some(State::Wanted(waiters)) = queue.states.remove(handle) else {
+            return;
+        };
+        let (mut go_on, mut stay) = (Vec::new(), Vec::new());
+        for waiter in waiters {
+            match waiter {
+                Waiter::Access {
+                    id, attempt, fd, ..
+                } if self.may_go_on(attempt, fd.as_ref()) => go_on.push(id),
+                waiter => stay.push(waiter),
+            }
+        }
+        queue.hurry |= !stay.is_empty();
+        let state = State::There {
+            bytes,
+            waiters: stay,
+        };
+        queue.states.insert(handle.clone(), state);
+        queue.there.push((handle.clone(), Instant::now()));
+        drop(queue);
+        self.finish.notify_one();
+        for id in go_on {
+            (self.answer)(id, Answer::Allow);
+        }
+    }
+
+    fn is_whole(&self, handle: &Handle, bytes: u64) {
+        let state = lock(&self.queue).states.remove(handle);
+        let waiters = match state {
+            Some(State::Wanted(waiters) | State::There { waiters, .. }) => waiters,
+            None => Vec::new(),
+        };
+        for waiter in waiters {
+            match waiter {
+                Waiter::Access { id, .. } => (self.answer)(id, Answer::Allow),
+                Waiter::Asked { tell, .. } => tell(Outcome::Whole { bytes }),
+            }
+        }
+    }
+
+    fn failed(&self, handle: &Handle, error: &FillError) {
+        let errno = error.errno();
+        let again = error.may_pass();
+        let key = format!("recall {handle:?}");
+        self.parts.shared.trouble(
+            &key,
+            true,
+            format!("{} cannot be recalled", self.name_of(handle)),
+            error.to_string(),
+            if again {
+                "bring the volume that it names; who opens the file waits for it as long as `recall_wait` says"
+            } else {
+                "the file stays a stub, nothing is lost that the log has; see hsm(7), \"a file cannot be recalled\""
+            },
+        );
+        let mut queue = lock(&self.queue);
+        let Some(State::Wanted(waiters)) = queue.states.remove(handle) else {
+            return;
+        };
+        let (mut over, mut stay) = (Vec::new(), Vec::new());
+        for waiter in waiters {
+            let since = match &waiter {
+                Waiter::Access { since, .. } | Waiter::Asked { since, .. } => *since,
+            };
+            if again && since.elapsed() < self.parts.wait {
+                stay.push(waiter);
+            } else {
+                over.push(waiter);
+            }
+        }
+        if !stay.is_empty() {
+            queue.states.insert(handle.clone(), State::Wanted(stay));
+            let at = Instant::now() + AGAIN;
+            queue.later.push((at, 0, 0, handle.clone()));
+        }
+        drop(queue);
+        self.wake.notify_one();
+        for waiter in over {
+            match waiter {
+                Waiter::Access { id, .. } => (self.answer)(id, Answer::Deny(errno)),
+                Waiter::Asked { tell, .. } => tell(Outcome::Failed(errno, error.to_string())),
+            }
+        }
+    }
+
+    fn name_of(&self, handle: &Handle) -> String {
+        let path = || {
+            let reader = tierfs::catalog::Reader::open(&self.parts.catalog).ok()?;
+            let file = reader.queries().file_by_handle(&handle.to_bytes()).ok()??;
+            let path = reader.queries().path_of(file).ok()??;
+            self.parts.shared.on_mount(&path)
+        };
+        path().unwrap_or_else(|| format!("the file with the handle {handle:?}"))
+    }
+
+    // ---- making it last -------------------------------------------------------------------------------
+
+    /// The finishing thread's body: makes recalled files durable and takes their marks away.
+    pub fn finish(&self) {
+        while let Some(batch) = self.next_batch() {
+            self.finish_batch(batch);
+        }
+    }
+
+    fn next_batch(&self) -> Option<Vec<Handle>> {
+        let mut queue = lock(&self.queue);
+        loop {
+            if queue.closed {
+                return None;
+            }
+            let first = queue.there.first().map(|(_, since)| *since);
+            let due = first.map(|since| since + GATHER);
+            let now = Instant::now();
+            if let Some(due) = due
+                && (queue.hurry || due <= now || queue.there.len() >= FINISH_MAX)
+            {
+                queue.hurry = false;
+                let count = queue.there.len().min(FINISH_MAX);
+                return Some(
+                    queue
+                        .there
+                        .drain(..count)
+                        .map(|(handle, _)| handle)
+                        .collect(),
+                );
+            }
+            let patience = due.map_or(Duration::from_mins(1), |due| due - now);
+            queue = self
+                .finish
+                .wait_timeout(queue, patience)
+                .map_or_else(|poisoned| poisoned.into_inner().0, |(queue, _)| queue);
+        }
+    }
+
+    fn finish_batch(&self, batch: Vec<Handle>) {
+        let root = self.parts.mount.root();
+        let mut open = Vec::new();
+        for handle in batch {
+            match open_by_handle(root, handle.as_ref(), io::READ) {
+                Ok(Opened::Fd(fd)) => open.push((handle, fd)),
+                // Deleted meanwhile.
+                Ok(Opened::Stale) => self.is_whole(&handle, 0),
+                Err(error) => self.put_off(handle, &error),
+            }
+        }
+        if open.len() > ONE_BY_ONE
+            && let Err(error) = io::syncfs(root)
+        {
+            for (handle, _) in open {
+                self.put_off(handle, &error);
+            }
+            return;
+        }
+        let one_by_one = open.len() <= ONE_BY_ONE;
+        let mut gone: Vec<FileId> = Vec::new();
+        for (handle, fd) in open {
+            match self.finish_one(&handle, &fd, one_by_one) {
+                Ok(mark) => {
+                    gone.extend(mark.map(|mark| mark.file));
+                    drop(fd);
+                    self.finished(&handle);
+                }
+                Err(error) => self.put_off(handle, &error),
+            }
+        }
+        if let Err(error) = lock(&self.parts.residency).remove(&gone) {
+            tracing::warn!(%error, "the list of stubs keeps files that are none");
+        }
+    }
+
+    fn finish_one(
+        &self,
+        handle: &Handle,
+        fd: &OwnedFd,
+        sync: bool,
+    ) -> Result<Option<StubMark>, Error> {
+        let _held = self.parts.busy.hold(handle);
+        if sync {
+            space::sync_data(fd.as_fd())?;
+        }
+        let marked = mark::look(fd.as_fd(), self.parts.log_id)?;
+        let sealed = flags::unseal(fd.as_fd())?;
+        let removed = space::remove_mark(fd.as_fd());
+        sealed.restore(fd.as_fd())?;
+        removed?;
+        self.parts.residents.unprotect(fd.as_fd())?;
+        Ok(match marked {
+            Marked::Stub(mark) => Some(mark),
+            _ => None,
+        })
+    }
+
+    fn finished(&self, handle: &Handle) {
+        let bytes = match lock(&self.queue).states.get(handle) {
+            Some(State::There { bytes, .. }) => *bytes,
+            _ => 0,
+        };
+        self.parts.shared.well(&format!("recall {handle:?}"));
+        // Its change time is a new one, by our own doing: what else it says is found by looking.
+        let note = (
+            Key::Inode(handle.clone()),
+            Look::Attributes,
+            Beside::Nothing,
+        );
+        self.parts.shared.note([note]);
+        self.is_whole(handle, bytes);
+    }
+
+    /// The file is right but cannot be made durable: tried again, its mark stays.
+    fn put_off(&self, handle: Handle, error: &Error) {
+        tracing::warn!(%error, "a recalled file cannot be made durable yet, it keeps its mark");
+        let at = Instant::now() + AGAIN;
+        lock(&self.queue).there.push((handle, at));
+    }
+}

@@ -1,0 +1,374 @@
+//! Release: giving back the space of files that lie on every required copy.
+//!
+//! In two passes over a batch. First each file gets its mark, under a write lease, which only a file
+//! that nobody has open or mapped grants: from here on it counts as a stub whose bytes happen to be
+//! there. One sync makes all marks durable. Then each is punched, under a lease again, if it is still what
+//! it was. Whatever goes wrong in between takes the mark back, and a crash leaves marked files with all
+//! their bytes, which the next recall finds whole.
+//!
+//! One descriptor serves a file from the check to the punch: nothing that takes its name meanwhile is
+//! touched.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use tierfs::catalog::{self, InodeRow, Queries, Reader};
+use tierfs::record::Kind;
+use tierfs::residency::{Residency, Stub};
+use tierfs::stub::StubMark;
+use tierfs::{FileId, LogId, SegmentNo, Time};
+
+use super::mark::{self, Marked};
+use super::mtime::Mtime;
+use super::residents::{Residents, forget};
+use super::{Busy, Held};
+use crate::board::Board;
+use crate::capture::facts::time_of;
+use crate::capture::hints::{Beside, Key, Look};
+use crate::shared::{Shared, lock};
+use crate::sys::handle::{Handle, Opened, open_by_handle};
+use crate::sys::lease::WriteLease;
+use crate::sys::mount::PrivateMount;
+use crate::sys::stat::{self, stat_of};
+use crate::sys::{Error, io, space};
+
+/// Files of one batch: they share one sync, and each keeps a descriptor open.
+pub const BATCH: usize = 500;
+/// Extents asked for at a time.
+const EXTENTS: usize = 4096;
+
+/// Why a file is not released. It is what it was.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// The log does not know it, or it is gone.
+    #[error("the log does not know it as a file that is there")]
+    Unknown,
+    /// It is no regular file, or has no data.
+    #[error("it has no data to give back")]
+    Nothing,
+    /// It is a stub.
+    #[error("it is released already")]
+    Already,
+    /// Not now.
+    #[error(
+        "it was changed since it was logged, or is not examined to the end yet: wait, or run `tierctl sync`"
+    )]
+    Dirty,
+    /// It was read while it changed.
+    #[error(
+        "its logged version is fuzzy (it changed while it was read): it can be released when it has come to rest"
+    )]
+    Fuzzy,
+    /// The log does not have all of it.
+    #[error(
+        "the log does not have all of it: it is encrypted, sealed by verity, or could not be read"
+    )]
+    Unrestorable,
+    /// Somebody uses it.
+    #[error("it is open, mapped or being executed")]
+    InUse,
+    /// Another release or recall works on it.
+    #[error("it is being recalled or released")]
+    Busy,
+    /// It must not be changed.
+    #[error("it is immutable, append-only or of a kind that cannot be opened for writing ({0})")]
+    Sealed(Error),
+    /// A required copy is missing.
+    #[error("{0}")]
+    NotCopied(String),
+    /// It is pinned.
+    #[error("it is pinned")]
+    Pinned,
+    /// The filesystem failed.
+    #[error(transparent)]
+    Sys(#[from] Error),
+    /// The catalog failed.
+    #[error(transparent)]
+    Catalog(#[from] catalog::Error),
+}
+
+/// A file's space is given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Released {
+    /// Bytes of the disk that are free now; less than its size where extents are shared, or it was sparse.
+    pub freed: u64,
+}
+
+/// What release works with.
+pub struct Release {
+    /// Hints.
+    pub shared: Arc<Shared>,
+    /// Which segment is on which copy.
+    pub board: Arc<Board>,
+    /// The filesystem, without events.
+    pub mount: Arc<PrivateMount>,
+    /// The kernel's marks.
+    pub residents: Arc<Residents>,
+    /// The list of stubs.
+    pub residency: Arc<Mutex<Residency>>,
+    /// Inodes that are worked on.
+    pub busy: Arc<Busy>,
+    /// The catalog's file.
+    pub catalog: PathBuf,
+    /// The log.
+    pub log_id: LogId,
+}
+
+/// A file that has its mark and all its bytes.
+struct Candidate<'r> {
+    file: FileId,
+    handle: Handle,
+    fd: OwnedFd,
+    size: u64,
+    /// With the mark.
+    ctime: stat::Time,
+    _held: Held<'r>,
+}
+
+/// What a file needs to be a candidate.
+struct Wanted {
+    row: InodeRow,
+    handle: Handle,
+    mark: StubMark,
+}
+
+/// Which segments lie on every pool, as far as it was asked.
+type Copied = HashMap<SegmentNo, Result<(), String>>;
+
+impl Release {
+    /// Releases files; tells of each what came of it, in no particular order. At most [`BATCH`] files.
+    pub fn batch(
+        &self,
+        files: &[FileId],
+        each: &mut dyn FnMut(FileId, Result<Released, Refused>),
+    ) -> Result<(), catalog::Error> {
+        let reader = Reader::open(&self.catalog)?;
+        let (mut wanted, mut copied) = (Vec::new(), Copied::new());
+        for file in files {
+            match reader.snapshot(|queries| self.wanted(queries, *file, &mut copied)) {
+                Ok(found) => wanted.push(found),
+                Err(refused) => each(*file, Err(refused)),
+            }
+        }
+        // Durable before the first mark is set: a list that is complete stays so.
+        let stubs: Vec<Stub> = wanted
+            .iter()
+            .map(|wanted| Stub {
+                file: wanted.row.file,
+                handle: wanted.mark.handle.clone(),
+            })
+            .collect();
+        lock(&self.residency).add(&stubs, Time::now().seconds)?;
+        let (mut marked, mut not) = (Vec::new(), Vec::new());
+        for wanted in wanted {
+            let file = wanted.row.file;
+            match self.set_mark(wanted) {
+                Ok(candidate) => marked.push(candidate),
+                Err(refused) => {
+                    if !matches!(refused, Refused::Already | Refused::Busy) {
+                        not.push(file);
+                    }
+                    each(file, Err(refused));
+                }
+            }
+        }
+        forget(&self.residency, &not);
+        if marked.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = io::syncfs(self.mount.root()) {
+            tracing::warn!(%error, "nothing is released");
+            for candidate in marked {
+                self.take_back(&candidate);
+                each(candidate.file, Err(Refused::InUse));
+            }
+            return Ok(());
+        }
+        for candidate in marked {
+            let result = Self::punch(&candidate);
+            if result.is_err() {
+                self.take_back(&candidate);
+            }
+            // Its change time is a new one, by our own doing.
+            let key = Key::Inode(candidate.handle.clone());
+            let file = candidate.file;
+            drop(candidate);
+            self.shared.note([(key, Look::Attributes, Beside::Nothing)]);
+            each(file, result);
+        }
+        Ok(())
+    }
+
+    /// Whether a file could be released, as far as the log says; gives its size.
+    pub fn could(&self, file: FileId) -> Result<u64, Refused> {
+        let reader = Reader::open(&self.catalog)?;
+        let wanted = reader.snapshot(|queries| self.wanted(queries, file, &mut Copied::new()))?;
+        Ok(wanted.row.size)
+    }
+
+    /// What the log says of a file: can it be released at all?
+    fn wanted(
+        &self,
+        queries: Queries<'_>,
+        file: FileId,
+        copied: &mut Copied,
+    ) -> Result<Wanted, Refused> {
+        let row = queries.inode(file)?.ok_or(Refused::Unknown)?;
+        let (Some(version), Kind::Regular, 1..) = (row.content_lsn, row.kind, row.size) else {
+            return Err(Refused::Nothing);
+        };
+        if row.fuzzy {
+            return Err(Refused::Fuzzy);
+        }
+        if row.unrestorable.0 != 0 {
+            return Err(Refused::Unrestorable);
+        }
+        let handle = row.handle.clone().ok_or(Refused::Unknown)?;
+        let mark = StubMark {
+            log_id: self.log_id,
+            file,
+            version,
+            size: row.size,
+            mtime: row.mtime,
+            handle,
+        };
+        let handle = Handle::from_bytes(&mark.handle).map_err(|_| Refused::Unknown)?;
+        self.check_copies(queries, &row, copied)?;
+        Ok(Wanted { row, handle, mark })
+    }
+
+    fn check_copies(
+        &self,
+        queries: Queries<'_>,
+        row: &InodeRow,
+        copied: &mut Copied,
+    ) -> Result<(), Refused> {
+        let mut check = |segment: SegmentNo| {
+            let known = copied
+                .entry(segment)
+                .or_insert_with(|| self.board.verified_everywhere(segment));
+            known.clone().map_err(Refused::NotCopied)
+        };
+        for lsn in [Some(row.lsn), row.content_lsn].into_iter().flatten() {
+            if let Some(txn) = queries.txn(lsn)? {
+                check(txn.place.segment)?;
+            }
+        }
+        let mut from = 0;
+        loop {
+            let extents = queries.extents(row.file, from, EXTENTS)?;
+            for extent in &extents {
+                let place = queries.data(extent.data)?.ok_or_else(|| {
+                    Refused::NotCopied(format!("no segment has its data record {}", extent.data))
+                })?;
+                check(place.segment)?;
+            }
+            match extents.last() {
+                Some(last) if extents.len() == EXTENTS => from = last.range.end(),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// The first pass.
+    fn set_mark(&self, wanted: Wanted) -> Result<Candidate<'_>, Refused> {
+        let Wanted { row, handle, mark } = wanted;
+        let held = self.busy.try_hold(&handle).ok_or(Refused::Busy)?;
+        let flags = libc::O_RDWR | libc::O_NOFOLLOW | libc::O_NOATIME | libc::O_NONBLOCK;
+        let fd = match open_by_handle(self.mount.root(), handle.as_ref(), flags) {
+            Ok(Opened::Fd(fd)) => fd,
+            Ok(Opened::Stale) => return Err(Refused::Unknown),
+            Err(error) => return Err(cannot_open(error)),
+        };
+        // Before the lease: who opens the file from here on is asked about, and refuses the lease.
+        self.residents.protect(fd.as_fd())?;
+        match self.mark_leased(fd.as_fd(), &row, &mark) {
+            Ok(ctime) => Ok(Candidate {
+                file: row.file,
+                size: row.size,
+                handle,
+                fd,
+                ctime,
+                _held: held,
+            }),
+            Err(refused) => {
+                if !matches!(refused, Refused::Already)
+                    && let Err(error) = self.residents.unprotect(fd.as_fd())
+                {
+                    tracing::debug!(%error, "a file that is no stub is asked about");
+                }
+                Err(refused)
+            }
+        }
+    }
+
+    fn mark_leased(
+        &self,
+        fd: BorrowedFd<'_>,
+        row: &InodeRow,
+        mark: &StubMark,
+    ) -> Result<stat::Time, Refused> {
+        if mark::look(fd, self.log_id)? != Marked::Whole {
+            return Err(Refused::Already);
+        }
+        let lease = WriteLease::take(fd)?.ok_or(Refused::InUse)?;
+        let stat = stat_of(fd)?;
+        let logged = row.ctime == Some(time_of(stat.ctime))
+            && row.mtime == time_of(stat.mtime)
+            && row.size == stat.size;
+        if !logged {
+            return Err(Refused::Dirty);
+        }
+        space::set_mark(fd, &mark.to_bytes())?;
+        let ctime = stat_of(fd)?.ctime;
+        let alone = lease.holds();
+        drop(lease);
+        if alone {
+            return Ok(ctime);
+        }
+        space::remove_mark(fd)?;
+        Err(Refused::InUse)
+    }
+
+    /// The second pass: from the lease to the punch nothing waits for anything.
+    fn punch(candidate: &Candidate<'_>) -> Result<Released, Refused> {
+        let fd = candidate.fd.as_fd();
+        let lease = WriteLease::take(fd)?.ok_or(Refused::InUse)?;
+        let before = stat_of(fd)?;
+        if (before.ctime, before.size) != (candidate.ctime, candidate.size) {
+            return Err(Refused::Dirty);
+        }
+        let mut mtime = Mtime::keep(fd)?;
+        if !lease.holds() {
+            return Err(Refused::InUse);
+        }
+        mtime.over(fd, || space::punch_all(fd, candidate.size))?;
+        mtime.restore(fd)?;
+        drop(lease);
+        let after = stat_of(fd)?;
+        Ok(Released {
+            freed: before.blocks.saturating_sub(after.blocks) * 512,
+        })
+    }
+
+    /// The file is whole, and stays so.
+    fn take_back(&self, candidate: &Candidate<'_>) {
+        let fd = candidate.fd.as_fd();
+        let taken = space::remove_mark(fd).and_then(|()| self.residents.unprotect(fd));
+        match taken {
+            Ok(()) => forget(&self.residency, &[candidate.file]),
+            // It is a stub with all its bytes then.
+            Err(error) => tracing::warn!(%error, "a file that was not released keeps its mark"),
+        }
+    }
+}
+
+fn cannot_open(error: Error) -> Refused {
+    match error.errno() {
+        Some(libc::ETXTBSY | libc::EAGAIN) => Refused::InUse,
+        Some(libc::EPERM | libc::EACCES | libc::EROFS) => Refused::Sealed(error),
+        _ => Refused::Sys(error),
+    }
+}

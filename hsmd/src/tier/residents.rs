@@ -1,0 +1,232 @@
+//! Which files the kernel asks about: every file, or the stubs alone.
+//!
+//! A mark on the whole filesystem is safe without knowing anything, and makes every opening of every
+//! file cost a question. Marks on the inodes of the stubs cost other files nothing, but need a list that
+//! is known to hold every stub. So the filesystem's mark comes first, always; it goes when every stub on
+//! a complete list has a mark of its own, and comes back before there are more stubs than `max`.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use tierfs::catalog::{self, Reader};
+use tierfs::residency::{Residency, Stub};
+use tierfs::{FileId, LogId, Time};
+
+use super::mark::{self, Marked};
+use crate::shared::{Shared, lock};
+use crate::sys::handle::{Handle, Opened, open_by_handle};
+use crate::sys::mount::PrivateMount;
+use crate::sys::permission::{Asked, PermissionGroup};
+use crate::sys::{self, io};
+
+/// Stubs read from the list, and added to it, at a time.
+const PAGE: usize = 1000;
+
+/// Why the marks could not be set.
+#[derive(Debug, thiserror::Error)]
+pub enum ResidentsError {
+    /// The filesystem failed.
+    #[error(transparent)]
+    Sys(#[from] sys::Error),
+    /// Catalog or list failed.
+    #[error(transparent)]
+    Catalog(#[from] catalog::Error),
+    /// The daemon is going down.
+    #[error("the daemon stops")]
+    Stopping,
+}
+
+#[derive(Debug)]
+struct Mode {
+    /// The mark on the whole filesystem is set.
+    filesystem: bool,
+    /// Inodes that have marks, as far as it is known.
+    marks: u64,
+}
+
+/// See the module.
+pub struct Residents {
+    group: PermissionGroup,
+    asked: Asked,
+    mount: Arc<PrivateMount>,
+    max: u64,
+    mode: Mutex<Mode>,
+}
+
+impl Residents {
+    /// Sets the mark on the filesystem, if it is not there, and leaves the private mount alone.
+    pub fn new(
+        group: PermissionGroup,
+        wanted: Asked,
+        mount: Arc<PrivateMount>,
+        max: u64,
+    ) -> Result<Self, sys::Error> {
+        let asked = group.mark_filesystem(mount.root(), wanted)?;
+        group.ignore_mount(mount.root(), asked)?;
+        Ok(Self {
+            group,
+            asked,
+            mount,
+            max,
+            mode: Mutex::new(Mode {
+                filesystem: true,
+                marks: 0,
+            }),
+        })
+    }
+
+    /// What is asked.
+    pub fn asked(&self) -> Asked {
+        self.asked
+    }
+
+    /// Whether every file is asked about, and how many stubs have marks.
+    pub fn mode(&self) -> (bool, u64) {
+        let mode = lock(&self.mode);
+        (mode.filesystem, mode.marks)
+    }
+
+    /// Makes sure that whoever opens this file is asked about, from now on. Before its release.
+    pub fn protect(&self, file: BorrowedFd<'_>) -> Result<(), sys::Error> {
+        let mut mode = lock(&self.mode);
+        if !mode.filesystem && mode.marks >= self.max {
+            self.group.mark_filesystem(self.mount.root(), self.asked)?;
+            mode.filesystem = true;
+            tracing::info!(
+                stubs = mode.marks,
+                "more stubs than stub_marks_max: every file is asked about now"
+            );
+        }
+        if !mode.filesystem || mode.marks < self.max {
+            self.group.mark_inode(file, self.asked)?;
+            mode.marks += 1;
+        }
+        drop(mode);
+        self.group.unignore_inode(file, self.asked)
+    }
+
+    /// The file is whole, and has no mark any more.
+    pub fn unprotect(&self, file: BorrowedFd<'_>) -> Result<(), sys::Error> {
+        self.group.unmark_inode(file, self.asked)?;
+        let mut mode = lock(&self.mode);
+        mode.marks = mode.marks.saturating_sub(1);
+        Ok(())
+    }
+
+    /// Gives every stub a mark of its own, and takes the filesystem's away. Where the list is not known
+    /// to be complete, every file that the catalog knows is looked at first; the caller makes sure that
+    /// it knows all.
+    pub fn settle(
+        &self,
+        shared: &Shared,
+        residency: &Mutex<Residency>,
+        catalog: &Path,
+        log_id: LogId,
+        fs_uuid: &[u8; 16],
+    ) -> Result<(), ResidentsError> {
+        if !lock(residency).is_complete(fs_uuid)? {
+            self.census(shared, residency, catalog, log_id)?;
+            lock(residency).set_complete(fs_uuid)?;
+        }
+        let count = lock(residency).count()?;
+        if count > self.max {
+            tracing::info!(
+                stubs = count,
+                "more stubs than stub_marks_max: every file is asked about"
+            );
+            return Ok(());
+        }
+        let mut after = None;
+        loop {
+            let page = lock(residency).page(after, PAGE)?;
+            for stub in &page {
+                stopping(shared)?;
+                self.mark(stub)?;
+            }
+            match page.last() {
+                Some(last) => after = Some(last.file),
+                None => break,
+            }
+        }
+        let mut mode = lock(&self.mode);
+        // What was released meanwhile has its mark by `protect`.
+        self.group
+            .unmark_filesystem(self.mount.root(), self.asked)?;
+        mode.filesystem = false;
+        tracing::info!(stubs = mode.marks, "only stubs are asked about now");
+        Ok(())
+    }
+
+    fn mark(&self, stub: &Stub) -> Result<(), sys::Error> {
+        let Ok(handle) = Handle::from_bytes(&stub.handle) else {
+            return Ok(());
+        };
+        match open_by_handle(self.mount.root(), handle.as_ref(), io::READ)? {
+            Opened::Fd(fd) => {
+                let mut mode = lock(&self.mode);
+                self.group.mark_inode(fd.as_fd(), self.asked)?;
+                mode.marks += 1;
+                Ok(())
+            }
+            Opened::Stale => Ok(()),
+        }
+    }
+
+    /// Looks at every file that the catalog knows.
+    fn census(
+        &self,
+        shared: &Shared,
+        residency: &Mutex<Residency>,
+        catalog: &Path,
+        log_id: LogId,
+    ) -> Result<(), ResidentsError> {
+        tracing::info!("the list of stubs is not known to be complete: every file is looked at");
+        let reader = Reader::open(catalog)?;
+        let mut found = Vec::new();
+        let add = |found: &mut Vec<Stub>| -> Result<(), ResidentsError> {
+            lock(residency).add(found, Time::now().seconds)?;
+            found.clear();
+            Ok(())
+        };
+        reader.queries().for_each_content(|file, handle| {
+            stopping(shared)?;
+            if self.is_marked(handle, log_id)? {
+                found.push(Stub {
+                    file,
+                    handle: handle.to_vec(),
+                });
+                if found.len() >= PAGE {
+                    add(&mut found)?;
+                }
+            }
+            Ok::<(), ResidentsError>(())
+        })?;
+        add(&mut found)
+    }
+
+    fn is_marked(&self, handle: &[u8], log_id: LogId) -> Result<bool, sys::Error> {
+        let Ok(handle) = Handle::from_bytes(handle) else {
+            return Ok(false);
+        };
+        match open_by_handle(self.mount.root(), handle.as_ref(), io::READ)? {
+            Opened::Fd(fd) => Ok(mark::look(fd.as_fd(), log_id)? != Marked::Whole),
+            Opened::Stale => Ok(false),
+        }
+    }
+}
+
+fn stopping(shared: &Shared) -> Result<(), ResidentsError> {
+    if shared.stopping() {
+        Err(ResidentsError::Stopping)
+    } else {
+        Ok(())
+    }
+}
+
+/// What is known to be gone from the list.
+pub fn forget(residency: &Mutex<Residency>, files: &[FileId]) {
+    if let Err(error) = lock(residency).remove(files) {
+        tracing::warn!(%error, "the list of stubs keeps files that are none");
+    }
+}

@@ -1,0 +1,382 @@
+//! Release and recall inside the daemon: the threads, and what the rest of the daemon asks of them.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tierfs::catalog;
+use tierfs::residency::{self, Residency as StubList};
+use tierfs::{FileId, LogId};
+
+use super::Busy;
+use super::mark::{self, Marked};
+use super::recall::{self, Outcome, Recall};
+use super::release::{self, Refused, Release, Released};
+use super::residents::{Residents, ResidentsError};
+use crate::board::Board;
+use crate::capture::hints::{Beside, Key, Look};
+use crate::config::Config;
+use crate::fetch::{self, Fetcher};
+use crate::shared::{Shared, lock};
+use crate::sys::Error;
+use crate::sys::fanotify::Group;
+use crate::sys::handle::{Handle, Opened, open_by_handle};
+use crate::sys::io;
+use crate::sys::link::{self, Told};
+use crate::sys::mount::PrivateMount;
+use crate::sys::permission::{Answer, Asked, PermissionGroup};
+use crate::sys::stat::{FileKind, stat_of};
+
+/// Decompressed frames that recall keeps, about a megabyte each.
+const FRAMES_KEPT: usize = 16;
+
+/// What the guard gives a worker.
+#[derive(Debug)]
+pub struct Inherited {
+    /// The permission group.
+    pub group: OwnedFd,
+    /// The notification group. The keeper has it too: closing the last descriptor of it would wait for
+    /// all accesses that wait, and a worker that dies must not.
+    pub events: OwnedFd,
+    /// To the guard.
+    pub link: OwnedFd,
+    /// Every access is asked about.
+    pub pre_access: bool,
+}
+
+/// The rest of [`Inherited`], when the notification group is taken out of it.
+#[derive(Debug)]
+pub struct Ends {
+    group: OwnedFd,
+    link: OwnedFd,
+    pre_access: bool,
+}
+
+impl Inherited {
+    /// The notification group, and the rest.
+    pub fn split(self) -> (OwnedFd, Ends) {
+        let ends = Ends {
+            group: self.group,
+            link: self.link,
+            pre_access: self.pre_access,
+        };
+        (self.events, ends)
+    }
+}
+
+/// What the daemon is made of, as far as this needs it.
+pub struct Parts<'p> {
+    /// The configuration.
+    pub config: &'p Config,
+    /// Hints, notices.
+    pub shared: Arc<Shared>,
+    /// Which segment is on which copy.
+    pub board: Arc<Board>,
+    /// The filesystem.
+    pub mount: Arc<PrivateMount>,
+    /// The group that tells of changes: what is done through `mount` is no news to it.
+    pub events: &'p Group,
+    /// The log.
+    pub log_id: LogId,
+    /// The filesystem's UUID.
+    pub fs_uuid: [u8; 16],
+}
+
+/// Why release and recall cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum TierError {
+    /// The kernel.
+    #[error(transparent)]
+    Sys(#[from] Error),
+    /// The list of stubs.
+    #[error(transparent)]
+    Catalog(#[from] catalog::Error),
+}
+
+/// A thread's name and what it does.
+pub type Body = (&'static str, Box<dyn FnOnce() + Send>);
+
+/// Release and recall of one filesystem.
+pub struct Tier {
+    shared: Arc<Shared>,
+    recall: Arc<Recall>,
+    release: Release,
+    residents: Arc<Residents>,
+    residency: Arc<Mutex<StubList>>,
+    link: Arc<OwnedFd>,
+    catalog: PathBuf,
+    log_id: LogId,
+    fs_uuid: [u8; 16],
+    threads: usize,
+    settled: AtomicBool,
+}
+
+impl Tier {
+    /// Sets the marks; the threads are for [`Self::bodies`].
+    pub fn new(inherited: Ends, parts: Parts<'_>) -> Result<Self, TierError> {
+        let Parts {
+            config,
+            shared,
+            board,
+            mount,
+            events,
+            log_id,
+            fs_uuid,
+        } = parts;
+        let group = PermissionGroup::from_fd(inherited.group);
+        let wanted = Asked {
+            pre_access: inherited.pre_access,
+        };
+        let residents = Residents::new(group, wanted, mount.clone(), config.stub_marks_max)?;
+        events.ignore_mount(mount.root())?;
+        let residents = Arc::new(residents);
+        let list = StubList::open(&residency::path_beside(&config.catalog))?;
+        let list = Arc::new(Mutex::new(list));
+        let busy = Arc::new(Busy::default());
+        let volumes: Vec<PathBuf> = config.volumes().map(ToOwned::to_owned).collect();
+        let spool = config.spool.clone();
+        let look = move || {
+            let sources = fetch::sources(&spool, &volumes, log_id);
+            sources.map(Arc::new).map_err(|error| error.to_string())
+        };
+        let link = Arc::new(inherited.link);
+        let to_guard = link.clone();
+        let answer = move |id: u64, answer: Answer| {
+            if let Err(error) = link::tell(to_guard.as_fd(), Told::Answer(id, answer)) {
+                tracing::error!(%error, "the guard does not hear");
+            }
+        };
+        let recall = Recall::new(
+            recall::Parts {
+                shared: shared.clone(),
+                mount: mount.clone(),
+                residents: residents.clone(),
+                catalog: config.catalog.clone(),
+                log_id,
+                fetcher: Fetcher::new(config.spool.clone(), Box::new(look), FRAMES_KEPT),
+                residency: list.clone(),
+                busy: busy.clone(),
+                wait: config.recall_wait,
+            },
+            Box::new(answer),
+        );
+        let release = Release {
+            shared: shared.clone(),
+            board,
+            mount,
+            residents: residents.clone(),
+            residency: list.clone(),
+            busy,
+            catalog: config.catalog.clone(),
+            log_id,
+        };
+        Ok(Self {
+            shared,
+            recall: Arc::new(recall),
+            release,
+            residents,
+            residency: list,
+            link,
+            catalog: config.catalog.clone(),
+            log_id,
+            fs_uuid,
+            threads: config.recall_threads,
+            settled: AtomicBool::new(false),
+        })
+    }
+
+    /// The threads' names and bodies; they end after [`Self::close`].
+    pub fn bodies(self: &Arc<Self>) -> Vec<Body> {
+        let mut bodies: Vec<Body> = Vec::new();
+        for _ in 0..self.threads {
+            let recall = self.recall.clone();
+            bodies.push(("recall", Box::new(move || recall.work())));
+        }
+        let recall = self.recall.clone();
+        bodies.push(("finish", Box::new(move || recall.finish())));
+        let tier = self.clone();
+        bodies.push(("marks", Box::new(move || tier.settle())));
+        bodies
+    }
+
+    /// Takes accesses from the guard until it is gone; the daemon does not wait for this thread.
+    pub fn take_accesses(&self) {
+        loop {
+            match link::take(self.link.as_fd()) {
+                Ok(Some(handed)) => self.recall.access(handed),
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::error!(%error, "an access cannot be taken from the guard");
+                    break;
+                }
+            }
+        }
+        if !self.shared.stopping() {
+            tracing::error!("the guard is gone, the worker stops: the next guard starts another");
+            self.shared.stop();
+        }
+    }
+
+    /// From here on the guard may hand over accesses.
+    pub fn ready(&self) -> Result<(), Error> {
+        let (everything, _) = self.residents.mode();
+        link::tell(self.link.as_fd(), Told::Everything(everything))?;
+        link::tell(self.link.as_fd(), Told::Ready)
+    }
+
+    /// Gives each stub its own mark once all files are known.
+    fn settle(&self) {
+        while !self.shared.stopping() {
+            // A complete list needs no examination.
+            let complete = lock(&self.residency).is_complete(&self.fs_uuid);
+            if complete.unwrap_or(false) || self.shared.is_examined() {
+                let settled = self.residents.settle(
+                    &self.shared,
+                    &self.residency,
+                    &self.catalog,
+                    self.log_id,
+                    &self.fs_uuid,
+                );
+                match settled {
+                    Ok(()) => {
+                        self.shared.well("marks");
+                        self.settled.store(true, Ordering::Relaxed);
+                        let (everything, _) = self.residents.mode();
+                        let _ = link::tell(self.link.as_fd(), Told::Everything(everything));
+                        return;
+                    }
+                    Err(ResidentsError::Stopping) => return,
+                    Err(error) => self.shared.trouble(
+                        "marks",
+                        false,
+                        "every file is asked about when it is opened, which is slow",
+                        error.to_string(),
+                        "it is tried again every 10 s",
+                    ),
+                }
+                self.shared.wait_for_progress(Duration::from_secs(10));
+            }
+            self.shared.wait_for_progress(Duration::from_millis(200));
+        }
+    }
+
+    /// Ends the threads of [`Self::bodies`].
+    pub fn close(&self) {
+        self.recall.close();
+    }
+
+    /// Releases files, [`release::BATCH`] at a time.
+    pub fn release(
+        &self,
+        files: &[FileId],
+        each: &mut dyn FnMut(FileId, Result<Released, Refused>),
+    ) -> Result<(), catalog::Error> {
+        for batch in files.chunks(release::BATCH) {
+            self.release.batch(batch, each)?;
+        }
+        Ok(())
+    }
+
+    /// Recalls a file; `tell` hears what came of it.
+    pub fn recall(
+        &self,
+        handle: &Handle,
+        uid: u32,
+        place: u64,
+        tell: impl FnOnce(Outcome) + Send + 'static,
+    ) {
+        self.recall.ask(handle, uid, place, tell);
+    }
+
+    /// Whether a file could be released as far as the log says; gives its size.
+    pub fn could_release(&self, file: FileId) -> Result<u64, Refused> {
+        self.release.could(file)
+    }
+
+    /// Where in the log a stub's data lies; `None` of a file that is whole.
+    pub fn place_of_stub(&self, handle: &Handle) -> Result<Option<u64>, Error> {
+        Ok(match self.look(handle)? {
+            Some((_, Marked::Stub(mark))) => Some(mark.version.get()),
+            // To be told why not.
+            Some((_, Marked::Suspect(_))) => Some(0),
+            _ => None,
+        })
+    }
+
+    /// What of a file is on the disk.
+    pub fn residency_of(&self, handle: &Handle) -> Result<Residency, Error> {
+        Ok(match self.look(handle)? {
+            Some((_, Marked::Suspect(why))) => Residency::Suspect(why),
+            Some((fd, Marked::Stub(_))) if mark::has_data(fd.as_fd())? => Residency::Partial,
+            Some((_, Marked::Stub(_))) => Residency::Stub,
+            _ => Residency::Resident,
+        })
+    }
+
+    fn look(&self, handle: &Handle) -> Result<Option<(OwnedFd, Marked)>, Error> {
+        let root = self.release.mount.root();
+        let held = match open_by_handle(root, handle.as_ref(), io::HOLD)? {
+            Opened::Fd(held) => held,
+            Opened::Stale => return Ok(None),
+        };
+        if stat_of(held.as_fd())?.kind != FileKind::Regular {
+            return Ok(None);
+        }
+        let Opened::Fd(fd) = open_by_handle(root, handle.as_ref(), io::READ)? else {
+            return Ok(None);
+        };
+        let marked = mark::look(fd.as_fd(), self.log_id)?;
+        Ok(Some((fd, marked)))
+    }
+
+    /// A stub is not what the log says of it (it was cut, or is of another version): it is made whole,
+    /// and then examined like any file.
+    pub fn make_whole(&self, handle: &Handle) {
+        let (shared, key) = (self.shared.clone(), Key::Inode(handle.clone()));
+        self.recall.ask(handle, 0, 0, move |outcome| match outcome {
+            Outcome::Whole { .. } => shared.note([(key, Look::Content, Beside::Nothing)]),
+            Outcome::Failed(_, why) => {
+                tracing::warn!(why, "a stub that differs from the log cannot be recalled");
+            }
+        });
+    }
+
+    /// Stubs on the list, files that are wanted, programs that wait, whether all files are asked about.
+    pub fn counts(&self) -> Counts {
+        let (wanted, waiting) = self.recall.depth();
+        Counts {
+            stubs: lock(&self.residency).count().unwrap_or(0),
+            wanted: wanted as u64,
+            waiting: waiting as u64,
+            everything: self.residents.mode().0,
+        }
+    }
+}
+
+/// What of a file is on the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Residency {
+    /// All.
+    Resident,
+    /// Some.
+    Partial,
+    /// Nothing.
+    Stub,
+    /// Nothing, and what there should be is not known; why.
+    Suspect(String),
+}
+
+/// Numbers for status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// Released files.
+    pub stubs: u64,
+    /// Files that are to be recalled.
+    pub wanted: u64,
+    /// Programs that wait for them.
+    pub waiting: u64,
+    /// Every file is asked about when it is opened.
+    pub everything: bool,
+}

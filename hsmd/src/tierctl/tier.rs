@@ -1,0 +1,287 @@
+//! `tierctl release`, `recall` and `migrate`: many files, a few hundred at a time.
+
+use std::io::Read;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::Serialize;
+
+use super::args::{Args, Files};
+use super::format::{name, size};
+use super::{PROGRAM, absolute, connect, path_parameters};
+use crate::control::client::Client;
+use crate::control::model::{FileStateWord, Moved, MovedWord, SyncRequest};
+use crate::control::path::PathText;
+use crate::control::tier::MoveParameters;
+use crate::output::{self, Exit};
+
+/// Files of one request.
+const AT_ONCE: usize = 500;
+
+/// What `--json` prints.
+#[derive(Serialize, Default)]
+struct Report {
+    files: u64,
+    bytes: u64,
+    results: Vec<Moved>,
+}
+
+pub(super) fn release(args: &Args, files: &Files) -> anyhow::Result<Exit> {
+    if files.wait && !files.dry_run {
+        let request = SyncRequest {
+            media: true,
+            sweep: false,
+        };
+        output::progress(&"waiting until everything is on every pool ...");
+        connect(args)?.sync(request)?;
+        output::clear();
+    }
+    let done = if files.dry_run {
+        "would be released"
+    } else {
+        "released"
+    };
+    let freed = if files.dry_run { "large" } else { "freed" };
+    act(args, files, (done, freed), Client::release)
+}
+
+pub(super) fn recall(args: &Args, files: &Files) -> anyhow::Result<Exit> {
+    if files.dry_run {
+        return would_recall(args, files);
+    }
+    let done = if files.wait { "recalled" } else { "asked for" };
+    act(args, files, (done, "brought back"), Client::recall)
+}
+
+fn act(
+    args: &Args,
+    files: &Files,
+    (done, moved): (&str, &str),
+    ask: impl Fn(
+        &mut Client,
+        &MoveParameters,
+    ) -> Result<Vec<Moved>, crate::control::client::ClientError>,
+) -> anyhow::Result<Exit> {
+    let mut client = connect(args)?;
+    let mut report = Report::default();
+    let mut asked = 0;
+    for_each_batch(files, &mut |paths| {
+        asked += paths.len();
+        let parameters = MoveParameters {
+            paths,
+            wait: files.wait,
+            dry_run: files.dry_run,
+        };
+        for result in ask(&mut client, &parameters)? {
+            note(args, &mut report, result);
+        }
+        output::progress(&format_args!(
+            "{} of {asked} files {done}, {} {moved}",
+            report.files,
+            size(report.bytes)
+        ));
+        Ok(())
+    })?;
+    output::clear();
+    let failed = report.results.iter().any(|result| !is_well(result.word));
+    if args.json {
+        output::json(&report)?;
+    } else {
+        let amount = if report.bytes > 0 {
+            format!(", {} {moved}", size(report.bytes))
+        } else {
+            String::new()
+        };
+        output::text(&format!("{} files {done}{amount}\n", report.files))?;
+    }
+    Ok(match (report.files, failed) {
+        (_, false) => Exit::Done,
+        (0, true) => Exit::No,
+        (_, true) => Exit::Partly,
+    })
+}
+
+fn is_well(word: MovedWord) -> bool {
+    matches!(
+        word,
+        MovedWord::Released
+            | MovedWord::Recalled
+            | MovedWord::Queued
+            | MovedWord::Already
+            | MovedWord::Nothing
+    )
+}
+
+fn note(args: &Args, report: &mut Report, result: Moved) {
+    match result.word {
+        MovedWord::Released | MovedWord::Recalled | MovedWord::Queued => {
+            report.files += 1;
+            report.bytes += result.bytes;
+        }
+        MovedWord::Already | MovedWord::Nothing => {}
+        MovedWord::Refused | MovedWord::Failed => {
+            if !args.json {
+                let why = result.why.as_deref().unwrap_or("it failed");
+                output::note(
+                    PROGRAM,
+                    &format!("{}: not done: {}", name(&result.path.path), name(why)),
+                );
+            }
+        }
+    }
+    // Of many files only those that need a word are kept.
+    if args.json || !is_well(result.word) {
+        report.results.push(result);
+    }
+}
+
+fn would_recall(args: &Args, files: &Files) -> anyhow::Result<Exit> {
+    let mut client = connect(args)?;
+    let (mut count, mut bytes) = (0_u64, 0);
+    for_each_batch(files, &mut |paths| {
+        for path in paths {
+            let Some(path) = path.exact() else { continue };
+            let state = client.file_state(&path_parameters(&path)?)?;
+            if matches!(
+                state.state,
+                FileStateWord::Migrated | FileStateWord::Partial
+            ) {
+                count += 1;
+                bytes += state.size.unwrap_or(0);
+            }
+        }
+        Ok(())
+    })?;
+    output::text(&format!(
+        "{count} files would be recalled, {} large\n",
+        size(bytes)
+    ))?;
+    Ok(Exit::Done)
+}
+
+pub(super) fn migrate(args: &Args, files: &Files) -> anyhow::Result<Exit> {
+    let mut client = connect(args)?;
+    if !files.dry_run {
+        output::progress(&"waiting until everything is on every pool ...");
+        client.sync(SyncRequest {
+            media: true,
+            sweep: false,
+        })?;
+        output::clear();
+    }
+    let (mut there, mut missing) = (0_u64, 0_u64);
+    for_each_batch(files, &mut |paths| {
+        for path in paths {
+            let Some(path) = path.exact() else { continue };
+            let state = client.file_state(&path_parameters(&path)?)?;
+            match state.state {
+                FileStateWord::Premigrated | FileStateWord::Partial | FileStateWord::Migrated => {
+                    there += 1;
+                }
+                _ => {
+                    missing += 1;
+                    if missing <= 100 {
+                        output::note(
+                            PROGRAM,
+                            &format!(
+                                "{}: not on every pool: see `tierctl state` of it",
+                                name(&state.path.path)
+                            ),
+                        );
+                    }
+                }
+            }
+        }
+        Ok(())
+    })?;
+    output::text(&format!(
+        "{there} files are on every pool, {missing} are not\n"
+    ))?;
+    Ok(match (there, missing) {
+        (_, 0) => Exit::Done,
+        (0, _) => Exit::No,
+        _ => Exit::Partly,
+    })
+}
+
+/// All files that were named, a batch at a time.
+fn for_each_batch(
+    files: &Files,
+    each: &mut dyn FnMut(Vec<PathText>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut batch = Vec::new();
+    let mut add = |path: &Path| -> anyhow::Result<()> {
+        batch.push(PathText::of_path(path));
+        if batch.len() >= AT_ONCE {
+            each(std::mem::take(&mut batch))?;
+        }
+        Ok(())
+    };
+    let named = match &files.from_file {
+        Some(list) => read_list(list)?,
+        None => Vec::new(),
+    };
+    for path in files.paths.iter().chain(&named) {
+        let path = absolute(path)?;
+        let is_dir = std::fs::symlink_metadata(&path)
+            .with_context(|| path.display().to_string())?
+            .is_dir();
+        if is_dir && files.recursive {
+            walk(&path, &mut add)?;
+        } else if is_dir {
+            anyhow::bail!(
+                "{} is a directory: give --recursive for everything below it",
+                path.display()
+            );
+        } else {
+            add(&path)?;
+        }
+    }
+    if !batch.is_empty() {
+        each(batch)?;
+    }
+    Ok(())
+}
+
+/// Regular files below a directory of the same filesystem. Nothing is opened but directories.
+fn walk(top: &Path, add: &mut dyn FnMut(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let device = std::fs::metadata(top)?.dev();
+    let mut todo = vec![top.to_owned()];
+    while let Some(dir) = todo.pop() {
+        let entries = match std::fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => {
+                return Err(error).with_context(|| format!("listing {}", dir.display()));
+            }
+        };
+        for entry in entries {
+            let entry = entry.with_context(|| format!("listing {}", dir.display()))?;
+            let Ok(meta) = entry.metadata() else { continue };
+            if meta.is_dir() && meta.dev() == device {
+                todo.push(entry.path());
+            } else if meta.is_file() {
+                add(&entry.path())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn read_list(list: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut bytes = Vec::new();
+    if list == Path::new("-") {
+        std::io::stdin().lock().read_to_end(&mut bytes)
+    } else {
+        std::fs::File::open(list).and_then(|mut file| file.read_to_end(&mut bytes))
+    }
+    .with_context(|| format!("reading the list of files {}", list.display()))?;
+    let end = if bytes.contains(&0) { 0 } else { b'\n' };
+    Ok(bytes
+        .split(|byte| *byte == end)
+        .filter(|path| !path.is_empty())
+        .map(|path| PathBuf::from(std::ffi::OsString::from_vec(path.to_vec())))
+        .collect())
+}

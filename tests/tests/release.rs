@@ -1,0 +1,322 @@
+//! P3: whoever reads a released file gets its bytes or an error, whatever happens to the daemon.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use hsm_tests::compare::{Tree, assert_equal};
+use hsm_tests::loopfs::Kind;
+use hsm_tests::system::{Setup, System};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+/// Bytes that do not compress, the same for the same seed.
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    StdRng::seed_from_u64(seed).fill_bytes(&mut bytes);
+    bytes
+}
+
+/// Blocks of the disk that a file has, but for those of its attributes.
+fn kib_on_disk(path: &Path) -> u64 {
+    fs::symlink_metadata(path).expect("the file").blocks() / 2
+}
+
+fn released(system: &System, paths: &[&Path]) {
+    let mut words = vec!["release"];
+    words.extend(paths.iter().map(|path| path.to_str().expect("ASCII")));
+    let ran = system.tierctl(&words);
+    assert_eq!(ran.code, 0, "{ran}");
+    for path in paths {
+        assert!(kib_on_disk(path) <= 4, "{} is on disk", path.display());
+    }
+}
+
+fn exposed(kind: Kind) -> System {
+    Setup::new(kind).exposed().start()
+}
+
+fn ctimes(root: &Path, files: &[PathBuf]) -> BTreeMap<PathBuf, (i64, i64, u64)> {
+    files
+        .iter()
+        .map(|file| {
+            let meta = fs::symlink_metadata(root.join(file)).expect("the file");
+            (file.clone(), (meta.mtime(), meta.mtime_nsec(), meta.len()))
+        })
+        .collect()
+}
+
+fn comes_back(kind: Kind) {
+    let system = exposed(kind);
+    fs::create_dir_all(system.at("dir/below")).expect("a directory");
+    let files = ["dir/small", "dir/below/large", "dir/text", "empty"].map(PathBuf::from);
+    fs::write(system.at("dir/small"), b"few bytes").expect("written");
+    fs::write(system.at("dir/below/large"), noise(1, 9_000_001)).expect("written");
+    fs::write(system.at("dir/text"), "line\n".repeat(100_000)).expect("written");
+    fs::write(system.at("empty"), b"").expect("written");
+    fs::hard_link(system.at("dir/small"), system.at("link")).expect("linked");
+    system.sync_all();
+    let before = Tree::read(system.root());
+    let times = ctimes(system.root(), &files);
+    let lsn = system.sync(&[]);
+    let root = system.root().to_str().expect("ASCII").to_owned();
+    let ran = system.tierctl(&["release", "--recursive", &root]).done();
+    assert!(ran.stdout.contains("3 files released"), "{ran}");
+    assert_eq!(
+        times,
+        ctimes(system.root(), &files),
+        "{kind}: times or sizes"
+    );
+    for file in &files {
+        assert!(
+            kib_on_disk(&system.at(file)) <= 4,
+            "{} is on disk",
+            file.display()
+        );
+    }
+    let state = system.tierctl(&["state", system.at("link").to_str().expect("ASCII")]);
+    assert!(state.stdout.contains("migrated"), "{state}");
+    // Names of stubs change, and no byte comes back for it.
+    fs::rename(system.at("link"), system.at("dir/renamed")).expect("renamed");
+    fs::rename(system.at("dir/renamed"), system.at("link")).expect("renamed");
+    assert!(kib_on_disk(&system.at("dir/small")) <= 4);
+    assert_equal(
+        &before,
+        &Tree::read(system.root()),
+        &format!("{kind}: read after release"),
+    );
+    assert_eq!(
+        times,
+        ctimes(system.root(), &files),
+        "{kind}: times or sizes after recall"
+    );
+    system.wait_for("no stub is left", |_| {
+        let state = system.tierctl(&["state", system.at("dir/small").to_str().expect("ASCII")]);
+        state.stdout.contains("premigrated")
+    });
+    system.sync_all();
+    // Release and recall are no changes: no version came into the log by them.
+    let shown = system
+        .tierctl(&[
+            "log",
+            "list",
+            "--json",
+            system.at("dir/below/large").to_str().expect("ASCII"),
+        ])
+        .done();
+    let versions = shown.json()["versions"].as_array().map_or(0, Vec::len);
+    assert_eq!(versions, 1, "{shown}\nbefore the release: LSN {lsn}");
+    system.check(&format!("{kind}: after release and recall"));
+}
+
+#[test]
+fn a_released_file_comes_back_on_ext4() {
+    comes_back(Kind::Ext4);
+}
+
+#[test]
+fn a_released_file_comes_back_on_xfs() {
+    comes_back(Kind::Xfs);
+}
+
+#[test]
+fn a_released_file_comes_back_on_btrfs() {
+    comes_back(Kind::Btrfs);
+}
+
+/// Reads files in threads while `disturb` does its worst; each must give its bytes, or an error.
+fn read_under(system: &System, files: u64, bytes: usize, disturb: impl Fn(&System, u64)) -> u64 {
+    for number in 0..files {
+        fs::write(system.at(format!("f{number}")), noise(number, bytes)).expect("written");
+    }
+    system.sync_all();
+    let root = system.root().to_str().expect("ASCII").to_owned();
+    let mut errors = 0;
+    for round in 0..3 {
+        let ran = system.tierctl(&["release", "--recursive", &root]);
+        assert!(matches!(ran.code, 0 | 3), "round {round}: {ran}");
+        thread::scope(|scope| {
+            let readers: Vec<_> = (0..files)
+                .map(|number| {
+                    scope.spawn(move || {
+                        let read = fs::read(system.at(format!("f{number}")));
+                        match read {
+                            Ok(found) => {
+                                assert!(found == noise(number, bytes), "f{number} is wrong");
+                                0
+                            }
+                            Err(_) => 1,
+                        }
+                    })
+                })
+                .collect();
+            thread::sleep(Duration::from_millis(20 * (round + 1)));
+            disturb(system, round);
+            for reader in readers {
+                errors += reader.join().expect("right bytes");
+            }
+        });
+        // Whatever happened, it is right afterwards.
+        for number in 0..files {
+            let found = fs::read(system.at(format!("f{number}"))).expect("read again");
+            assert!(found == noise(number, bytes), "f{number} is wrong");
+        }
+        settle(system, files);
+    }
+    errors
+}
+
+/// Waits until no file has its mark any more, and the daemon answers.
+fn settle(system: &System, files: u64) {
+    let end = Instant::now() + Duration::from_mins(1);
+    for number in 0..files {
+        let path = system.at(format!("f{number}"));
+        let path = path.to_str().expect("ASCII");
+        loop {
+            let ran = system.tierctl(&["state", path]);
+            if ran.stdout.contains("premigrated") {
+                break;
+            }
+            assert!(Instant::now() < end, "f{number} keeps its mark: {ran}");
+            thread::sleep(Duration::from_millis(50));
+            if ran.stdout.contains("dirty") || ran.stdout.contains("waits") {
+                system.sync(&["--sweep"]);
+            }
+        }
+    }
+}
+
+fn worker_killed(kind: Kind) {
+    let system = exposed(kind);
+    let errors = read_under(&system, 12, 3_000_000, |system, _| {
+        system.kill_process("worker");
+    });
+    assert_eq!(errors, 0, "{kind}: a killed worker fails nobody");
+}
+
+#[test]
+fn readers_wait_for_the_next_worker_on_ext4() {
+    worker_killed(Kind::Ext4);
+}
+
+#[test]
+fn readers_wait_for_the_next_worker_on_xfs() {
+    worker_killed(Kind::Xfs);
+}
+
+#[test]
+fn readers_wait_for_the_next_worker_on_btrfs() {
+    worker_killed(Kind::Btrfs);
+}
+
+fn guard_killed(kind: Kind) {
+    let system = exposed(kind);
+    read_under(&system, 12, 3_000_000, |system, _| {
+        system.kill_process("guard");
+    });
+}
+
+#[test]
+fn nobody_reads_zeros_when_the_guard_is_killed_on_ext4() {
+    guard_killed(Kind::Ext4);
+}
+
+#[test]
+fn nobody_reads_zeros_when_the_guard_is_killed_on_xfs() {
+    guard_killed(Kind::Xfs);
+}
+
+#[test]
+fn nobody_reads_zeros_when_the_guard_is_killed_on_btrfs() {
+    guard_killed(Kind::Btrfs);
+}
+
+#[test]
+fn stubs_outlive_a_restart_and_stopping_waits_for_users() {
+    let mut system = exposed(Kind::Ext4);
+    fs::write(system.at("kept"), noise(5, 100_000)).expect("written");
+    system.sync_all();
+    released(&system, &[&system.at("kept")]);
+    let root = system.root().to_owned();
+    // Somebody stands in a directory of it: it is not unmounted under him, and goes on working.
+    let mut user = Command::new("sleep")
+        .arg("1000")
+        .current_dir(&root)
+        .spawn()
+        .expect("sleep");
+    system.daemon().signal(nix::sys::signal::Signal::SIGTERM);
+    thread::sleep(Duration::from_millis(700));
+    assert_eq!(
+        fs::read(system.at("kept")).expect("read while it stops"),
+        noise(5, 100_000)
+    );
+    user.kill().expect("killed");
+    user.wait().expect("gone");
+    system.stop();
+    assert!(!root.join("kept").exists(), "it is unmounted");
+    system.start();
+    system.wait_for("premigrated", |_| {
+        let state = system.tierctl(&["state", system.at("kept").to_str().expect("ASCII")]);
+        state.stdout.contains("premigrated")
+    });
+    released(&system, &[&system.at("kept")]);
+    system.stop();
+    system.start();
+    assert_eq!(
+        fs::read(root.join("kept")).expect("read"),
+        noise(5, 100_000)
+    );
+}
+
+#[test]
+fn what_was_left_behind_is_taken_away_before_it_is_exposed_again() {
+    let mut system = exposed(Kind::Ext4);
+    fs::write(system.at("kept"), noise(6, 300_000)).expect("written");
+    system.sync_all();
+    released(&system, &[&system.at("kept")]);
+    system.kill_all();
+    // Nobody guards it now. In use, it is not exposed again.
+    let mut user = Command::new("sleep")
+        .arg("1000")
+        .current_dir(system.root())
+        .spawn()
+        .expect("sleep");
+    let refused = system.try_start().expect_err("refused");
+    assert!(
+        refused.code == 2 && refused.stderr.contains("in use by sleep"),
+        "{refused}"
+    );
+    user.kill().expect("killed");
+    user.wait().expect("gone");
+    system.start();
+    assert_eq!(
+        fs::read(system.at("kept")).expect("read"),
+        noise(6, 300_000)
+    );
+}
+
+#[test]
+fn a_filesystem_that_is_mounted_elsewhere_is_refused() {
+    let mut system = Setup::new(Kind::Ext4).exposed().build();
+    let device = system.config_text(&[]);
+    let device = device
+        .lines()
+        .find_map(|line| line.strip_prefix("device = "))
+        .expect("a device");
+    let elsewhere = system.home().dir("elsewhere");
+    let mut mount = Command::new("mount");
+    mount.arg(device.trim_matches('"')).arg(&elsewhere);
+    hsm_tests::loopfs::must(&mut mount);
+    let refused = system.try_start().expect_err("refused");
+    hsm_tests::loopfs::must(Command::new("umount").arg(&elsewhere));
+    assert!(
+        refused.code == 2 && refused.stderr.contains("it is mounted at"),
+        "{refused}"
+    );
+    assert!(refused.stderr.contains("/etc/fstab"), "{refused}");
+    system.start();
+}
