@@ -131,6 +131,16 @@ impl Tree {
         self.entries.contains_key(path.as_bytes())
     }
 
+    /// The same tree with nothing of what is in its files: names, attributes and sizes only.
+    #[must_use]
+    pub fn without_content(mut self) -> Self {
+        for entry in self.entries.values_mut() {
+            entry.blocks.clear();
+            entry.data.clear();
+        }
+        self
+    }
+
     /// What lies at and below a path, as a tree whose root is that path.
     #[must_use]
     pub fn below(&self, path: &str) -> Self {
