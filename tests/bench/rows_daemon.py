@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from common import Bench, Row, median, note, run, shell
+from common import Bench, Daemon, Disk, Row, median, note, run, shell
 
 OVERWRITE_GOAL_KIB = 72
 MEMORY_GOAL_MIB = 300
@@ -115,8 +115,25 @@ def memory(bench: Bench) -> list[Row]:
     ]
 
 
+def take_over(bench: Bench, first: Daemon, disk: Disk) -> Daemon:
+    """hsmd on a rebuilt disk, with copies of all that the first one has; waits for a file's bytes."""
+    run(["umount", str(disk.mount)])
+    daemon = Daemon(bench.binaries, bench.work / "hsmd-rebuilt", disk.mount)
+    daemon.remove()
+    run(["cp", "-a", str(first.home), str(daemon.home)])
+    text = daemon.config.read_text().replace(str(first.home), str(daemon.home))
+    daemon.config.write_text(f'device = "{disk.device}"\n' + text)
+    bench.daemons.append(daemon)
+    daemon.start()
+    daemon.wait_ready()
+    found = (disk.mount / "d017/d01794/file-007.txt").read_bytes()
+    if found != b"file 7 of directory 1794\n":
+        raise RuntimeError(f"a stub was read as {found}")
+    return daemon
+
+
 def stubs(bench: Bench) -> list[Row]:
-    """A million names without content onto a fresh disk; the log is that of small files, all metadata."""
+    """A million names without content onto a fresh disk, until a file can be read there."""
     if bench.baselines:
         return []
     count = 1_000_000
@@ -129,25 +146,28 @@ def stubs(bench: Bench) -> list[Row]:
     daemon.wait_ready()
     daemon.sync("--to", "media")
     daemon.stop()
-    walls, made = [], {}
+    made_in, usable_in = [], []
     for _ in range(bench.rounds):
         disk = bench.disk("fresh", "12G", inodes)
         bench.settle()
         start = time.monotonic()
         command = [str(bench.binaries / "replay"), "--from", str(daemon.volume), "--to", str(disk.mount)]
         made = json.loads(run([*command, "--stubs", "--json"]).stdout)
-        shell(f"sync -f '{disk.mount}'")
-        walls.append(time.monotonic() - start)
+        made_in.append(time.monotonic() - start)
+        if made["stubs"] != count or made["losses_total"]:
+            raise RuntimeError(f"replay made {made['stubs']} stubs of {count}, and lost {made['losses_total']}")
+        rebuilt = take_over(bench, daemon, disk)
+        usable_in.append(time.monotonic() - start)
+        rebuilt.stop()
+        rebuilt.remove()
     daemon.remove()
     bench.drop_disk("fresh")
-    note(f"stubs of {count:,} files: {walls}")
-    if made["stubs"] != count or made["losses_total"]:
-        raise RuntimeError(f"replay made {made['stubs']} stubs of {count}, and lost {made['losses_total']}")
-    wall = median(walls)
+    note(f"stubs of {count:,} files: synced after {made_in}, usable after {usable_in}")
+    wall = median(usable_in)
     return [
         Row(
-            "`replay --stubs` of 1 M files onto a fresh ext4, synced", "", f"≤ {STUBS_GOAL_S:.0f} s",
-            f"{wall:.1f} s", wall <= STUBS_GOAL_S,
+            "`replay --stubs` of 1 M files onto a fresh ext4, until hsmd gives a file's bytes", "",
+            f"≤ {STUBS_GOAL_S:.0f} s", f"{wall:.1f} s ({median(made_in):.1f} s of it replay)", wall <= STUBS_GOAL_S,
         )
     ]
 
