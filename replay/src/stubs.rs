@@ -43,6 +43,7 @@ pub fn mark(log_id: LogId, inode: &InodeRow, handle: Vec<u8>) -> Option<StubMark
         size: inode.size,
         mtime: inode.mtime,
         handle,
+        moving: false,
     })
 }
 

@@ -31,6 +31,9 @@ cbor_map! {
         /// The inode that it belongs to: handle type (i32 little endian) and bytes of
         /// `name_to_handle_at(2)`.
         10 => handle: Vec<u8>,
+        /// Data is on its way out or in: until that has ended the file's own modification time is that
+        /// of our last step, and `mtime` counts.
+        12 => moving: bool,
     }
 }
 
@@ -62,6 +65,7 @@ mod tests {
                 nanos: 999_999_999,
             },
             handle: vec![1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8],
+            moving: true,
         })
     }
 

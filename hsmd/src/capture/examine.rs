@@ -204,6 +204,10 @@ impl<S: DataSink> FileExam<'_, S> {
                 && known.size == facts.stat.size
                 && mark.size == facts.stat.size
         });
+        if mark.moving {
+            // The time is that of a release's or recall's last step.
+            facts.stat.mtime = (mark.mtime.seconds, mark.mtime.nanos);
+        }
         facts.hollow = !is_logged;
         facts.certainty = if is_logged {
             Certainty::Sure

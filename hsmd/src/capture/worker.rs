@@ -18,6 +18,7 @@ use tierfs::{DataId, Epoch, FileId, Hash, LogId, Lsn};
 
 use super::content::{Base, DataSink};
 use super::examine::{self, FileExam, Known, Outcome};
+use super::facts::Certainty;
 use super::hints::Look;
 use crate::sys;
 use crate::sys::handle::Handle;
@@ -291,7 +292,15 @@ impl Worker {
     }
 
     /// A stub that is not what the log has is recalled, and then examined again.
-    fn whole_first(&self, job: &Job, outcome: Outcome) -> Result<Outcome, WorkError> {
+    fn whole_first(&self, job: &Job, mut outcome: Outcome) -> Result<Outcome, WorkError> {
+        if let (Outcome::Facts(facts), Some(tier)) = (&mut outcome, &self.tier)
+            && facts.certainty == Certainty::Unread
+            && facts.unreadable.is_none()
+            && !facts.hollow
+            && tier.vouches(&job.handle, facts.stat.ctime)
+        {
+            facts.certainty = Certainty::Sure;
+        }
         let hollow = matches!(&outcome, Outcome::Facts(facts) if facts.hollow);
         if hollow {
             if let Some(tier) = &self.tier {

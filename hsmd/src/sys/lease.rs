@@ -42,6 +42,25 @@ pub fn stat_unwritten(fd: BorrowedFd<'_>) -> Result<Option<Stat>, Error> {
     stat.map(Some)
 }
 
+/// The file as it is while nobody has it open for writing: who wants to, waits until this is dropped.
+#[derive(Debug)]
+pub struct ReadLease<'f> {
+    fd: BorrowedFd<'f>,
+}
+
+impl<'f> ReadLease<'f> {
+    /// `None`: somebody has it open for writing. `fd` must be open `O_RDONLY`.
+    pub fn take(fd: BorrowedFd<'f>) -> Result<Option<Self>, Error> {
+        Ok(set(fd, libc::F_RDLCK)?.then_some(Self { fd }))
+    }
+}
+
+impl Drop for ReadLease<'_> {
+    fn drop(&mut self) {
+        give_back(self.fd);
+    }
+}
+
 /// The file as its only user: whoever opens it for anything waits until this is dropped, or until the
 /// kernel loses patience (`/proc/sys/fs/lease-break-time`, 45 s), which [`WriteLease::holds`] tells.
 #[derive(Debug)]
@@ -66,9 +85,13 @@ impl<'f> WriteLease<'f> {
 
 impl Drop for WriteLease<'_> {
     fn drop(&mut self) {
-        if let Err(error) = set(self.fd, libc::F_UNLCK) {
-            tracing::warn!(%error, "a lease cannot be given back; it ends when the file is closed");
-        }
+        give_back(self.fd);
+    }
+}
+
+fn give_back(fd: BorrowedFd<'_>) {
+    if let Err(error) = set(fd, libc::F_UNLCK) {
+        tracing::warn!(%error, "a lease cannot be given back; it ends when the file is closed");
     }
 }
 

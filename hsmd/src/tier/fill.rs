@@ -9,6 +9,7 @@ use tierfs::catalog::{self, ExtentRow, Reader};
 use tierfs::stub::StubMark;
 
 use super::mtime::Mtime;
+use crate::capture::facts::time_of;
 use crate::fetch::{FetchError, Fetcher};
 use crate::sys::seek::{self, Content};
 use crate::sys::stat::stat_of;
@@ -82,16 +83,36 @@ impl Filler<'_> {
             .next()
             .transpose()?
             .is_none_or(|first| first.content == Content::Hole && first.len == end);
-        let mut mtime = Mtime::keep(fd)?;
+        let mut mtime = if mark.moving {
+            Mtime::regain(fd, (mark.mtime.seconds, mark.mtime.nanos))?
+        } else {
+            Mtime::keep(fd)?
+        };
+        let mut moving = StubMark {
+            mtime: time_of(mtime.wanted()),
+            moving: true,
+            ..mark.clone()
+        };
+        if moving != *mark {
+            space::set_mark(fd, &moving.to_bytes())?;
+        }
         let filled = self.fill_to(fd, mark, end, &mut mtime);
+        let mut rests = false;
         if filled.is_err() && empty {
             // No half-filled file takes space that others need.
             let size = mark.size;
-            if let Err(error) = mtime.over(fd, || space::punch_all(fd, size)) {
-                tracing::warn!(%error, "what was recalled of a file stays, though the rest could not be");
+            match mtime.over(fd, || space::punch_all(fd, size)) {
+                Ok(()) => rests = true,
+                Err(error) => {
+                    tracing::warn!(%error, "what was recalled of a file stays, though the rest could not be");
+                }
             }
         }
-        mtime.restore(fd)?;
+        moving.mtime = time_of(mtime.restore(fd)?);
+        if rests {
+            moving.moving = false;
+            space::set_mark(fd, &moving.to_bytes())?;
+        }
         filled
     }
 

@@ -19,11 +19,38 @@ pub mod release;
 pub mod residents;
 pub mod worker;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use crate::shared::lock;
 use crate::sys::handle::Handle;
+use crate::sys::stat;
+
+/// Files whose bytes are those that were logged, at the change time that they have by our own doing:
+/// their examination need not read them.
+#[derive(Default)]
+pub struct Vouched {
+    files: Mutex<HashMap<Handle, stat::Time>>,
+}
+
+impl Vouched {
+    /// More are forgotten, and read again some time.
+    const MAX: usize = 100_000;
+
+    /// A file is as it was logged, and has this change time.
+    pub fn note(&self, handle: &Handle, ctime: stat::Time) {
+        let mut files = lock(&self.files);
+        if files.len() >= Self::MAX {
+            files.clear();
+        }
+        files.insert(handle.clone(), ctime);
+    }
+
+    /// Whether a file with this change time is as it was logged.
+    pub fn knows(&self, handle: &Handle, ctime: stat::Time) -> bool {
+        lock(&self.files).get(handle) == Some(&ctime)
+    }
+}
 
 /// Inodes that release or recall works on: one at a time for each.
 #[derive(Default)]

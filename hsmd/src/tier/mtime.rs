@@ -41,6 +41,20 @@ impl Mtime {
         })
     }
 
+    /// Of a file that is to have another time: what it has is from our own work, which was interrupted.
+    pub fn regain(fd: BorrowedFd<'_>, wanted: Time) -> Result<Self, Error> {
+        let found = stat_of(fd)?.mtime;
+        Ok(Self {
+            wanted,
+            ours: (found != wanted).then_some(found),
+        })
+    }
+
+    /// What the file is to have, as far as is known.
+    pub fn wanted(&self) -> Time {
+        self.wanted
+    }
+
     fn look(&mut self, fd: BorrowedFd<'_>) -> Result<(), Error> {
         let found = stat_of(fd)?.mtime;
         if found != self.ours.unwrap_or(self.wanted) {

@@ -18,10 +18,10 @@ use tierfs::residency::Residency;
 use tierfs::stub::StubMark;
 use tierfs::{FileId, LogId};
 
-use super::Busy;
 use super::fill::{FillError, Filler};
 use super::mark::{self, Marked};
 use super::residents::Residents;
+use super::{Busy, Vouched};
 use crate::capture::hints::{Beside, Key, Look};
 use crate::fetch::Fetcher;
 use crate::shared::{Shared, lock};
@@ -29,6 +29,7 @@ use crate::sys::handle::{Handle, Opened, handle_of, open_by_handle};
 use crate::sys::link::Handed;
 use crate::sys::mount::PrivateMount;
 use crate::sys::permission::{Answer, Attempt};
+use crate::sys::stat::stat_of;
 use crate::sys::{Error, flags, io, lease, space};
 
 /// Files whose data is made durable one by one; more are synced with the whole filesystem.
@@ -142,6 +143,8 @@ pub struct Parts {
     pub residency: Arc<Mutex<Residency>>,
     /// Inodes that are worked on.
     pub busy: Arc<Busy>,
+    /// Files that were found to be as logged.
+    pub vouched: Arc<Vouched>,
     /// How long a program waits for a copy that is away.
     pub wait: Duration,
 }
@@ -481,7 +484,11 @@ impl Recall {
     /// The finishing thread's body: makes recalled files durable and takes their marks away.
     pub fn finish(&self) {
         while let Some(batch) = self.next_batch() {
+            let closed = lock(&self.queue).closed;
             self.finish_batch(batch);
+            if closed {
+                return;
+            }
         }
     }
 
@@ -489,7 +496,9 @@ impl Recall {
         let mut queue = lock(&self.queue);
         loop {
             if queue.closed {
-                return None;
+                // Once more, so that the next worker finds whole files.
+                let rest: Vec<Handle> = queue.there.drain(..).map(|(handle, _)| handle).collect();
+                return Some(rest).filter(|rest| !rest.is_empty());
             }
             let first = queue.there.first().map(|(_, since)| *since);
             let due = first.map(|since| since + GATHER);
@@ -562,10 +571,16 @@ impl Recall {
             space::sync_data(fd.as_fd())?;
         }
         let marked = mark::look(fd.as_fd(), self.parts.log_id)?;
+        // While it has its mark nobody writes; with the lease nobody does before the look at its time.
+        let alone = lease::ReadLease::take(fd.as_fd())?;
         let sealed = flags::unseal(fd.as_fd())?;
         let removed = space::remove_mark(fd.as_fd());
         sealed.restore(fd.as_fd())?;
         removed?;
+        if alone.is_some() {
+            self.parts.vouched.note(handle, stat_of(fd.as_fd())?.ctime);
+        }
+        drop(alone);
         self.parts.residents.unprotect(fd.as_fd())?;
         Ok(match marked {
             Marked::Stub(mark) => Some(mark),

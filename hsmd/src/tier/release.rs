@@ -121,7 +121,7 @@ struct Candidate<'r> {
     file: FileId,
     handle: Handle,
     fd: OwnedFd,
-    size: u64,
+    mark: StubMark,
     /// With the mark.
     ctime: stat::Time,
     _held: Held<'r>,
@@ -233,6 +233,7 @@ impl Release {
             size: row.size,
             mtime: row.mtime,
             handle,
+            moving: true,
         };
         let handle = Handle::from_bytes(&mark.handle).map_err(|_| Refused::Unknown)?;
         self.check_copies(queries, &row, copied)?;
@@ -287,9 +288,9 @@ impl Release {
         match self.mark_leased(fd.as_fd(), &row, &mark) {
             Ok(ctime) => Ok(Candidate {
                 file: row.file,
-                size: row.size,
                 handle,
                 fd,
+                mark,
                 ctime,
                 _held: held,
             }),
@@ -337,15 +338,20 @@ impl Release {
         let fd = candidate.fd.as_fd();
         let lease = WriteLease::take(fd)?.ok_or(Refused::InUse)?;
         let before = stat_of(fd)?;
-        if (before.ctime, before.size) != (candidate.ctime, candidate.size) {
+        if (before.ctime, before.size) != (candidate.ctime, candidate.mark.size) {
             return Err(Refused::Dirty);
         }
         let mut mtime = Mtime::keep(fd)?;
         if !lease.holds() {
             return Err(Refused::InUse);
         }
-        mtime.over(fd, || space::punch_all(fd, candidate.size))?;
-        mtime.restore(fd)?;
+        mtime.over(fd, || space::punch_all(fd, candidate.mark.size))?;
+        let rests = StubMark {
+            mtime: time_of(mtime.restore(fd)?),
+            moving: false,
+            ..candidate.mark.clone()
+        };
+        space::set_mark(fd, &rests.to_bytes())?;
         drop(lease);
         let after = stat_of(fd)?;
         Ok(Released {

@@ -116,7 +116,7 @@ impl Residents {
 
     /// Gives every stub a mark of its own, and takes the filesystem's away. Where the list is not known
     /// to be complete, every file that the catalog knows is looked at first; the caller makes sure that
-    /// it knows all.
+    /// it knows all. Gives the stubs whose release or recall was interrupted.
     pub fn settle(
         &self,
         shared: &Shared,
@@ -124,7 +124,8 @@ impl Residents {
         catalog: &Path,
         log_id: LogId,
         fs_uuid: &[u8; 16],
-    ) -> Result<(), ResidentsError> {
+    ) -> Result<Vec<Handle>, ResidentsError> {
+        let mut moving = Vec::new();
         if !lock(residency).is_complete(fs_uuid)? {
             self.census(shared, residency, catalog, log_id)?;
             lock(residency).set_complete(fs_uuid)?;
@@ -135,14 +136,14 @@ impl Residents {
                 stubs = count,
                 "more stubs than stub_marks_max: every file is asked about"
             );
-            return Ok(());
+            return Ok(moving);
         }
         let mut after = None;
         loop {
             let page = lock(residency).page(after, PAGE)?;
             for stub in &page {
                 stopping(shared)?;
-                self.mark(stub)?;
+                moving.extend(self.mark(stub, log_id)?);
             }
             match page.last() {
                 Some(last) => after = Some(last.file),
@@ -155,21 +156,25 @@ impl Residents {
             .unmark_filesystem(self.mount.root(), self.asked)?;
         mode.filesystem = false;
         tracing::info!(stubs = mode.marks, "only stubs are asked about now");
-        Ok(())
+        Ok(moving)
     }
 
-    fn mark(&self, stub: &Stub) -> Result<(), sys::Error> {
+    /// Gives a stub its mark; gives its handle where a crash interrupted its release or recall.
+    fn mark(&self, stub: &Stub, log_id: LogId) -> Result<Option<Handle>, sys::Error> {
         let Ok(handle) = Handle::from_bytes(&stub.handle) else {
-            return Ok(());
+            return Ok(None);
         };
         match open_by_handle(self.mount.root(), handle.as_ref(), io::READ)? {
             Opened::Fd(fd) => {
                 let mut mode = lock(&self.mode);
                 self.group.mark_inode(fd.as_fd(), self.asked)?;
                 mode.marks += 1;
-                Ok(())
+                drop(mode);
+                let marked = mark::look(fd.as_fd(), log_id)?;
+                let moving = matches!(marked, Marked::Stub(mark) if mark.moving);
+                Ok(moving.then_some(handle))
             }
-            Opened::Stale => Ok(()),
+            Opened::Stale => Ok(None),
         }
     }
 

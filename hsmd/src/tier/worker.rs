@@ -10,11 +10,11 @@ use tierfs::catalog;
 use tierfs::residency::{self, Residency as StubList};
 use tierfs::{FileId, LogId};
 
-use super::Busy;
 use super::mark::{self, Marked};
 use super::recall::{self, Outcome, Recall};
 use super::release::{self, Refused, Release, Released};
 use super::residents::{Residents, ResidentsError};
+use super::{Busy, Vouched};
 use crate::board::Board;
 use crate::capture::hints::{Beside, Key, Look};
 use crate::config::Config;
@@ -105,6 +105,7 @@ pub struct Tier {
     release: Release,
     residents: Arc<Residents>,
     residency: Arc<Mutex<StubList>>,
+    vouched: Arc<Vouched>,
     link: Arc<OwnedFd>,
     catalog: PathBuf,
     log_id: LogId,
@@ -135,6 +136,7 @@ impl Tier {
         let list = StubList::open(&residency::path_beside(&config.catalog))?;
         let list = Arc::new(Mutex::new(list));
         let busy = Arc::new(Busy::default());
+        let vouched = Arc::new(Vouched::default());
         let volumes: Vec<PathBuf> = config.volumes().map(ToOwned::to_owned).collect();
         let spool = config.spool.clone();
         let look = move || {
@@ -158,6 +160,7 @@ impl Tier {
                 fetcher: Fetcher::new(config.spool.clone(), Box::new(look), FRAMES_KEPT),
                 residency: list.clone(),
                 busy: busy.clone(),
+                vouched: vouched.clone(),
                 wait: config.recall_wait,
             },
             Box::new(answer),
@@ -178,6 +181,7 @@ impl Tier {
             release,
             residents,
             residency: list,
+            vouched,
             link,
             catalog: config.catalog.clone(),
             log_id,
@@ -240,8 +244,11 @@ impl Tier {
                     &self.fs_uuid,
                 );
                 match settled {
-                    Ok(()) => {
+                    Ok(interrupted) => {
                         self.shared.well("marks");
+                        for handle in interrupted {
+                            self.recall.ask(&handle, 0, 0, |_| {});
+                        }
                         self.settled.store(true, Ordering::Relaxed);
                         let (everything, _) = self.residents.mode();
                         let _ = link::tell(self.link.as_fd(), Told::Everything(everything));
@@ -288,6 +295,11 @@ impl Tier {
         tell: impl FnOnce(Outcome) + Send + 'static,
     ) {
         self.recall.ask(handle, uid, place, tell);
+    }
+
+    /// Whether a file that has this change time is known to be as it was logged.
+    pub fn vouches(&self, handle: &Handle, ctime: crate::sys::stat::Time) -> bool {
+        self.vouched.knows(handle, ctime)
     }
 
     /// Whether a file could be released as far as the log says; gives its size.
