@@ -12,7 +12,7 @@ mod support;
 use support::program::{Bench, begun, json, link, plain, run, status};
 use support::tree::differences;
 use tierfs::ids::FileId;
-use tierfs::record::{Delete, Kind, Op, Unlink};
+use tierfs::record::{Delete, Kind, Op, Pin, Unlink};
 
 #[test]
 fn a_tree_comes_back_is_verified_and_listed() {
@@ -105,6 +105,9 @@ fn every_moment_of_a_history_comes_back() {
         }
         let parts: Vec<(u64, &[u8])> = if size > 0 { vec![(0, &bytes)] } else { vec![] };
         ops.extend(log.content(file, size as u64, &parts));
+        // Pins are of no concern to a replay.
+        let pinned = round % 2 == 1;
+        ops.push(Op::Pin(Pin { file, pinned }));
         log.commit(ops);
         expected.push(vec![("d/f".to_owned(), bytes)]);
     }

@@ -444,6 +444,16 @@ cbor_map! {
 }
 
 cbor_map! {
+    /// A regular file is pinned (never released), or not any more. A file begins unpinned.
+    Pin {
+        /// Which file.
+        0 => file: FileId,
+        /// What holds from here on.
+        2 => pinned: bool,
+    }
+}
+
+cbor_map! {
     /// The end of a transaction: everything since the commit before becomes true at once.
     Commit {
         /// The transaction's number.
@@ -471,6 +481,7 @@ pub enum Op {
     Unlink(Unlink),
     Delete(Delete),
     Volume(Volume),
+    Pin(Pin),
 }
 
 /// One item of the log.
@@ -530,6 +541,7 @@ kinds! {
     24 => Op::Unlink, Record::Op(Op::Unlink(body)) => body;
     26 => Op::Delete, Record::Op(Op::Delete(body)) => body;
     28 => Op::Volume, Record::Op(Op::Volume(body)) => body;
+    30 => Op::Pin, Record::Op(Op::Pin(body)) => body;
 }
 
 impl Record {

@@ -153,7 +153,7 @@ class Tree:
             del self.names[body[0]][body[2]]
         elif kind == 26:
             del self.files[body[0]]
-        elif kind not in (10, 14, 28) and kind % 2 == 0:
+        elif kind not in (10, 14, 28, 30) and kind % 2 == 0:
             sys.exit(f"a record of the unknown kind {kind}: read it with a newer program")
 
     def version(self, file, body):

@@ -337,6 +337,10 @@ fn operation(op: &Op) -> Operation {
         },
         Op::Unlink(unlink) => entry("unlink", unlink.parent, &unlink.name),
         Op::Delete(delete) => of("delete", delete.file, String::new()),
+        Op::Pin(pin) => {
+            let kind = if pin.pinned { "pin" } else { "unpin" };
+            of(kind, pin.file, String::new())
+        }
         Op::Volume(volume) => blank(
             "volume",
             format!(

@@ -34,6 +34,7 @@ const CURRENT: &[(&str, &str)] = &[
     ),
     ("gone", "SELECT file, lsn FROM gone ORDER BY file"),
     ("xattrs", "SELECT file, lsn, list FROM xattrs ORDER BY file"),
+    ("pin", "SELECT file, lsn FROM pin ORDER BY file"),
     (
         "dentry",
         "SELECT parent, name, file, lsn FROM dentry ORDER BY parent, name",
@@ -68,6 +69,10 @@ const PAST: &[(&str, &str)] = &[
     (
         "xattrs_old",
         "SELECT file, lsn_to, lsn, list FROM xattrs_old ORDER BY file, lsn_to",
+    ),
+    (
+        "pin_old",
+        "SELECT file, lsn_to, lsn FROM pin_old ORDER BY file, lsn_to",
     ),
     (
         "dentry_old",

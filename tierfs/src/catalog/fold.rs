@@ -19,8 +19,8 @@ use super::stmts::{Epochs, Sql, Stmts};
 use crate::cbor::Enc;
 use crate::ids::{FileId, Hash, Lsn};
 use crate::record::{
-    Bind, Content, Delete, Extent, Filesystem, Inode, Kind, Link, Op, Txn, Unlink, Volume, Xattrs,
-    valid_name,
+    Bind, Content, Delete, Extent, Filesystem, Inode, Kind, Link, Op, Pin, Txn, Unlink, Volume,
+    Xattrs, valid_name,
 };
 
 /// Why the fold stopped.
@@ -181,6 +181,7 @@ impl<'f, 'c, 't> Fold<'f, 'c, 't> {
             Op::Unlink(unlink) => self.unlink(unlink),
             Op::Delete(delete) => self.delete(delete),
             Op::Volume(volume) => self.volume(volume),
+            Op::Pin(pin) => self.pin(pin),
         }
     }
 
@@ -243,6 +244,26 @@ impl<'f, 'c, 't> Fold<'f, 'c, 't> {
         } = volume;
         let row = params![serial, self.txn.lsn, pool, backend, state, place];
         self.stmts.run(Sql::InsertVolume, row)?;
+        Ok(())
+    }
+
+    fn pin(&mut self, pin: &Pin) -> Result<(), Fault> {
+        let file = pin.file;
+        if self.node(file)?.kind != Kind::Regular {
+            return Err(Refusal::NotRegular(file).into());
+        }
+        if pin.pinned {
+            self.stmts.run(Sql::InsertPin, (file, self.txn.lsn))?;
+            return Ok(());
+        }
+        self.unpin(file)
+    }
+
+    fn unpin(&mut self, file: FileId) -> Result<(), Fault> {
+        if self.keeps_history() {
+            self.stmts.run(Sql::KeepPin, (file, self.txn.lsn))?;
+        }
+        self.stmts.run(Sql::DeletePin, [file])?;
         Ok(())
     }
 
@@ -349,6 +370,7 @@ impl<'f, 'c, 't> Fold<'f, 'c, 't> {
         }
         if kind == Kind::Regular {
             self.close_extents(file, 0, i64::MAX.unsigned_abs())?;
+            self.unpin(file)?;
         }
         if stored {
             if self.keeps_history() {

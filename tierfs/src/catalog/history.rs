@@ -54,6 +54,14 @@ impl<'c> AsOf<'c> {
         walk(path, |parent, name| self.lookup(parent, name))
     }
 
+    /// Whether the file was pinned.
+    pub fn is_pinned(self, file: FileId) -> Result<bool, Error> {
+        let sql = "SELECT 1 FROM pin WHERE file = ?1 AND lsn <= ?2
+             UNION ALL SELECT 1 FROM pin_old WHERE file = ?1 AND lsn <= ?2 AND lsn_to > ?2";
+        let row = self.queries.one(sql, params![file, self.lsn], |_| Ok(()))?;
+        Ok(row.is_some())
+    }
+
     /// All names of a file.
     pub fn names_of(self, file: FileId) -> Result<Vec<(FileId, Vec<u8>)>, Error> {
         self.queries.list(

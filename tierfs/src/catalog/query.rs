@@ -309,6 +309,12 @@ impl<'c> Queries<'c> {
         })
     }
 
+    /// Whether the file is pinned.
+    pub fn is_pinned(self, file: FileId) -> Result<bool, Error> {
+        let sql = "SELECT 1 FROM pin WHERE file = ?1";
+        Ok(self.one(sql, [file], |_| Ok(()))?.is_some())
+    }
+
     /// All names of a file: directory and entry.
     pub fn names_of(self, file: FileId) -> Result<Vec<(FileId, Vec<u8>)>, Error> {
         let sql = "SELECT parent, name FROM dentry WHERE file = ?1 ORDER BY parent, name";

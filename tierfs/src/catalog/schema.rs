@@ -14,7 +14,7 @@ use super::error::Error;
 /// "hsm1": says that an SQLite file is a catalog.
 pub(super) const APPLICATION_ID: i64 = 0x6873_6d31;
 /// Raised with every change of the tables; another version is rebuilt from the log.
-pub(super) const SCHEMA_VERSION: i64 = 2;
+pub(super) const SCHEMA_VERSION: i64 = 3;
 /// Bound of SQLite's page cache, KiB.
 pub(super) const CACHE_KIB: i64 = 32 * 1024;
 
@@ -61,6 +61,10 @@ CREATE TABLE gone(file INTEGER PRIMARY KEY, lsn INTEGER NOT NULL) STRICT;
 CREATE TABLE xattrs(file INTEGER PRIMARY KEY, lsn INTEGER NOT NULL, list BLOB NOT NULL) STRICT;
 CREATE TABLE xattrs_old(
     file INTEGER NOT NULL, lsn_to INTEGER NOT NULL, lsn INTEGER NOT NULL, list BLOB NOT NULL,
+    PRIMARY KEY(file, lsn_to)) STRICT, WITHOUT ROWID;
+CREATE TABLE pin(file INTEGER PRIMARY KEY, lsn INTEGER NOT NULL) STRICT;
+CREATE TABLE pin_old(
+    file INTEGER NOT NULL, lsn_to INTEGER NOT NULL, lsn INTEGER NOT NULL,
     PRIMARY KEY(file, lsn_to)) STRICT, WITHOUT ROWID;
 CREATE TABLE dentry(
     parent INTEGER NOT NULL, name BLOB NOT NULL, file INTEGER NOT NULL, lsn INTEGER NOT NULL,

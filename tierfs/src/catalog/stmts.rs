@@ -58,6 +58,9 @@ statements! {
     KeepXattrs = "INSERT INTO xattrs_old SELECT file, ?2, lsn, list FROM xattrs WHERE file = ?1 AND lsn < ?2";
     DeleteXattrs = "DELETE FROM xattrs WHERE file = ?1";
     InsertXattrs = "INSERT INTO xattrs VALUES (?1, ?2, ?3)";
+    InsertPin = "INSERT INTO pin VALUES (?1, ?2) ON CONFLICT DO NOTHING";
+    KeepPin = "INSERT INTO pin_old SELECT file, ?2, lsn FROM pin WHERE file = ?1 AND lsn < ?2";
+    DeletePin = "DELETE FROM pin WHERE file = ?1";
     InsertDentry = "INSERT INTO dentry VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING";
     KeepDentry = "INSERT INTO dentry_old SELECT parent, name, ?3, lsn, file FROM dentry \
         WHERE parent = ?1 AND name = ?2 AND lsn < ?3";

@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tierfs::catalog::{Catalog, History};
+use tierfs::disk::sim::SimDisk;
 use tierfs::fold::{Before, Transactions, fold_segment};
 use tierfs::record::Record;
 use tierfs::segment::Segment;
+use tierfs::spool::Spool;
 use tierfs::{Hash, Lsn};
 
 use crate::independent::{extract, reader};
@@ -92,43 +94,79 @@ fn texts(paths: &[PathBuf]) -> [String; 4] {
 
 fn write_spool(dir: &Path) {
     let (spool, disk, _) = scenario::write();
+    write_segments(&spool, &disk, dir);
+}
+
+fn write_segments(spool: &Spool<SimDisk>, disk: &SimDisk, dir: &Path) {
     for segment in spool.segments() {
         let bytes = disk.bytes(&segment.file_name).unwrap();
         fs::write(dir.join(segment.file_name), bytes).unwrap();
     }
 }
 
-#[test]
-fn every_version_is_read() {
-    let v1 = golden().join("v1");
-    if std::env::var("HSM_GOLDEN").is_ok_and(|word| word == "write") && !v1.exists() {
-        fs::create_dir_all(&v1).unwrap();
-        write_spool(&v1);
-        for (name, text) in TEXTS.iter().zip(texts(&segments(&v1))) {
-            fs::write(v1.join(name), text).unwrap();
+fn list(dir: &Path) -> Vec<String> {
+    let names = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<String> = names
+        .map(|name| name.to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Reads the files of one version, or of what was added to one; writes them first where that is asked for.
+fn check(name: &str, segments: &[&str], write: impl Fn(&Path)) {
+    let dir = golden().join(name);
+    let paths: Vec<PathBuf> = segments.iter().map(|name| dir.join(name)).collect();
+    if std::env::var("HSM_GOLDEN").is_ok_and(|word| word == "write") && !dir.exists() {
+        fs::create_dir_all(&dir).unwrap();
+        write(&dir);
+        for (name, text) in TEXTS.iter().zip(texts(&paths)) {
+            fs::write(dir.join(name), text).unwrap();
         }
     }
-    let mut known: Vec<String> = SEGMENTS
-        .iter()
-        .chain(&TEXTS)
-        .map(|name| (*name).to_owned())
-        .collect();
+    let known = segments.iter().chain(&TEXTS);
+    let mut known: Vec<String> = known.map(|name| (*name).to_owned()).collect();
     known.sort();
-    let list = |dir: &Path| {
-        let names = fs::read_dir(dir)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name());
-        let mut names: Vec<String> = names
-            .map(|name| name.to_string_lossy().into_owned())
-            .collect();
-        names.sort();
-        names
-    };
-    assert_eq!(list(&golden()), ["v1"], "a version that no test reads");
-    assert_eq!(list(&v1), known, "golden files that no test reads");
-    for (name, text) in TEXTS.iter().zip(texts(&segments(&v1))) {
-        assert_eq!(text, fs::read_to_string(v1.join(name)).unwrap(), "{name}");
+    assert_eq!(list(&dir), known, "golden files that no test reads");
+    for (name, text) in TEXTS.iter().zip(texts(&paths)) {
+        assert_eq!(text, fs::read_to_string(dir.join(name)).unwrap(), "{name}");
     }
+}
+
+#[test]
+fn every_version_is_read() {
+    check("v1", &SEGMENTS, write_spool);
+    // Records of kind 30 (Pin) came later.
+    check("v1-pin", &SEGMENTS[..1], |dir| {
+        let (spool, disk) = scenario::write_pins();
+        write_segments(&spool, &disk, dir);
+    });
+    let known = ["v1", "v1-pin"];
+    assert_eq!(list(&golden()), known, "a version that no test reads");
+}
+
+#[test]
+fn golden_pins_fold() {
+    let path = golden().join("v1-pin").join(SEGMENTS[0]);
+    let mut catalog = Catalog::temporary(None, LOG, History::Keep).unwrap();
+    fold_segment(&mut catalog, &open(&path), None, Before::Hash(None)).unwrap();
+    let pinned = |lsn: Option<u64>| -> Vec<u64> {
+        let queries = catalog.queries();
+        let is_pinned = |file| match lsn.and_then(Lsn::new) {
+            Some(lsn) => queries.at(lsn).unwrap().is_pinned(file).unwrap(),
+            None => queries.is_pinned(file).unwrap(),
+        };
+        (1..=4)
+            .filter(|number| is_pinned(scenario::file(*number)))
+            .collect()
+    };
+    assert_eq!(pinned(Some(1)), []);
+    assert_eq!(pinned(Some(2)), [2, 3, 4]);
+    assert_eq!(pinned(Some(3)), [2, 4]);
+    assert_eq!(pinned(Some(4)), [2]);
+    assert_eq!(pinned(None), [2]);
 }
 
 /// What is written today has the same records as what was written then.

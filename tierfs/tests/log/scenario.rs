@@ -7,8 +7,8 @@ use tierfs::disk::sim::{Rng, SimDisk};
 use tierfs::frame::{FrameKind, Packer, RawFrame};
 use tierfs::layout::{self, BLOCK, CHUNK, Range, RootHasher};
 use tierfs::record::{
-    Bind, Bits, Content, Delete, Device, Extent, Extents, Filesystem, Inode, Kind, Link, Op, Txn,
-    UNRESTORABLE_VERITY, Unlink, Volume, Xattrs,
+    Bind, Bits, Content, Delete, Device, Extent, Extents, Filesystem, Inode, Kind, Link, Op, Pin,
+    Txn, UNRESTORABLE_VERITY, Unlink, Volume, Xattrs,
 };
 use tierfs::spool::{Floor, Spool};
 use tierfs::writer::Writer;
@@ -456,4 +456,39 @@ pub fn write() -> (Spool<SimDisk>, SimDisk, Versions) {
             .all(|name| !name.contains("open"))
     );
     (spool, disk, versions)
+}
+
+/// One segment of pins: set twice, taken back, one that goes with its file.
+pub fn write_pins() -> (Spool<SimDisk>, SimDisk) {
+    let disk = SimDisk::new();
+    Spool::create(&disk, LOG, None).unwrap();
+    let (spool, _) = open_spool(&disk, SEGMENT_BYTES, &Floor::default()).unwrap();
+    let mut versions = Versions::new();
+    let mut author = Author {
+        writer: spool.writer_with(Epoch(0x0f), fixed_time).unwrap(),
+        packer: Packer::new(1).unwrap(),
+        versions: &mut versions,
+        next_data: 0,
+    };
+    let pin = |number, pinned| {
+        let file = file(number);
+        Op::Pin(Pin { file, pinned })
+    };
+    let mut ops = vec![Op::Inode(inode(1, Kind::Directory))];
+    for (number, name) in [(2, b"kept"), (3, b"free"), (4, b"gone")] {
+        ops.extend([
+            Op::Inode(inode(number, Kind::Regular)),
+            link(1, name, number),
+        ]);
+    }
+    author.commit(ops);
+    author.commit(vec![pin(2, true), pin(3, true), pin(4, true)]);
+    author.commit(vec![pin(2, true), pin(3, false)]);
+    author.commit(vec![
+        unlink(1, b"gone"),
+        Op::Delete(Delete { file: file(4) }),
+    ]);
+    author.seal();
+    drop(author);
+    (spool, disk)
 }

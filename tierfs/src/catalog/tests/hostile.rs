@@ -4,7 +4,7 @@ use super::build::*;
 use crate::catalog::{Catalog, Error, Refusal};
 use crate::ids::{DataId, FileId, Hash};
 use crate::layout::{BLOCK, CHUNK};
-use crate::record::{Content, Device, Extent, Extents, Inode, Kind, Link, Op};
+use crate::record::{Content, Device, Extent, Extents, Inode, Kind, Link, Op, Pin};
 
 /// A root with two directories, one within the other, and three files.
 fn sample() -> Catalog {
@@ -420,4 +420,18 @@ fn a_fork_of_the_log() {
     assert!(matches!(error, Error::Fork { .. }), "{error}");
     let known = catalog.queries().segments(segment(1), 9).unwrap();
     assert_eq!(known, [row]);
+}
+
+#[test]
+fn only_regular_files_that_exist_are_pinned() {
+    let pin = |file: u64, pinned| {
+        let file = id(file);
+        vec![Op::Pin(Pin { file, pinned })]
+    };
+    for pinned in [true, false] {
+        assert_eq!(refused(pin(99, pinned)), Refusal::NoSuchFile(id(99)));
+        assert_eq!(refused(pin(6, pinned)), Refusal::NoSuchFile(id(6)));
+        assert_eq!(refused(pin(2, pinned)), Refusal::NotRegular(id(2)));
+        assert_eq!(refused(pin(4, pinned)), Refusal::NotRegular(id(4)));
+    }
 }

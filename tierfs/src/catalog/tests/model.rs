@@ -36,6 +36,7 @@ pub(super) struct Tree {
     pub(super) files: BTreeMap<FileId, File>,
     pub(super) dentries: BTreeMap<(FileId, Vec<u8>), FileId>,
     pub(super) uuid: Option<[u8; 16]>,
+    pub(super) pins: BTreeSet<FileId>,
 }
 
 impl Tree {
@@ -123,7 +124,14 @@ impl Model {
             }
             Op::Delete(delete) => {
                 tree.files.remove(&delete.file);
+                tree.pins.remove(&delete.file);
                 handles.remove(&delete.file);
+            }
+            Op::Pin(pin) if pin.pinned => {
+                tree.pins.insert(pin.file);
+            }
+            Op::Pin(pin) => {
+                tree.pins.remove(&pin.file);
             }
             op => assert!(matches!(op, Op::Volume(_)), "{op:?}"),
         }
@@ -205,6 +213,11 @@ pub(super) fn compare_past(catalog: &Catalog, model: &Model) {
         for &file in &model.ever {
             let expected = tree.files.get(&file);
             let row = then.inode(file).unwrap();
+            assert_eq!(
+                then.is_pinned(file).unwrap(),
+                tree.pins.contains(&file),
+                "{file} at {lsn}"
+            );
             assert_eq!(row.is_some(), expected.is_some(), "file {file} at {lsn}");
             let (Some(row), Some(expected)) = (row, expected) else {
                 assert_eq!(then.extents(file, 0, 1).unwrap(), []);
@@ -272,6 +285,7 @@ pub(super) fn compare_now(catalog: &Catalog, model: &Model) {
     let (queries, tree) = (catalog.queries(), &model.now);
     for &file in &model.ever {
         let row = queries.inode(file).unwrap();
+        assert_eq!(queries.is_pinned(file).unwrap(), tree.pins.contains(&file));
         let expected = tree.files.get(&file);
         assert_eq!(row.is_some(), expected.is_some());
         let (Some(row), Some(expected)) = (row, expected) else {

@@ -11,8 +11,8 @@ use crate::catalog::{Catalog, DataPlace, Error, History};
 use crate::ids::{DataId, Epoch, FileId, Hash, Lsn};
 use crate::layout::{self, BLOCK, CHUNK, Range, RootHasher};
 use crate::record::{
-    Bind, Bits, Content, Delete, Extent, Extents, Filesystem, Inode, Kind, Link, Op, Txn, Unlink,
-    Volume, Xattrs,
+    Bind, Bits, Content, Delete, Extent, Extents, Filesystem, Inode, Kind, Link, Op, Pin, Txn,
+    Unlink, Volume, Xattrs,
 };
 
 /// Decisions that proptest made; 0 for ever when they are used up.
@@ -284,7 +284,7 @@ impl Writer<'_> {
     }
 
     fn rare(&mut self) {
-        let op = match self.choices.below(4) {
+        let op = match self.choices.below(6) {
             0 => Op::Filesystem(Filesystem {
                 uuid: [u8::try_from(self.choices.below(3)).unwrap(); 16],
                 fs_type: "xfs".into(),
@@ -301,10 +301,18 @@ impl Writer<'_> {
                 self.epoch = Epoch(self.choices.below(3) << 62);
                 return;
             }
-            _ => {
+            3 => {
                 let files = self.files(None);
                 let file = self.choices.pick(&files).unwrap();
                 self.binding(file)
+            }
+            _ => {
+                let files = self.files(Some(Kind::Regular));
+                let Some(file) = self.choices.pick(&files) else {
+                    return;
+                };
+                let pinned = self.choices.below(3) > 0;
+                Op::Pin(Pin { file, pinned })
             }
         };
         self.push(vec![op]);
@@ -618,6 +626,7 @@ fn mutilate(txns: &mut [Txn], one: u32, other: u32, how: u8) {
                 Op::Content(op) => op.file = file,
                 Op::Xattrs(op) => op.file = file,
                 Op::Bind(op) => op.file = file,
+                Op::Pin(op) => op.file = file,
                 _ => {}
             }
         }
