@@ -11,7 +11,7 @@ HSM_ROUNDS_FULL ?= 100
 TARGET   := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 RELEASE  := $(TARGET)/release
 PROGRAMS := hsmd tierctl replay
-MANUALS  := man/hsm-log.5 man/hsm-volume.5 man/hsmd.toml.5 man/hsm.7
+MANUALS  := man/hsm-log.5 man/hsm-volume.5 man/hsm-policy.5 man/hsmd.toml.5 man/hsm.7
 # Tools that setup.sh built, and the places where mkfs lies.
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
@@ -91,6 +91,8 @@ install: man
 	done
 	sed 's|@sbindir@|$(PREFIX)/sbin|' hsmd/hsmd.service >$(TARGET)/hsmd.service
 	install -m 0644 $(TARGET)/hsmd.service $(DESTDIR)$(UNITDIR)/
+	install -d $(DESTDIR)$(PREFIX)/share/doc/hsmd/policies
+	install -m 0644 policies/examples/*.toml $(DESTDIR)$(PREFIX)/share/doc/hsmd/policies/
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
 	    $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 	for program in $(PROGRAMS); do \

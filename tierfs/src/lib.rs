@@ -6,12 +6,14 @@
 //! * [`disk`], [`writer`], [`spool`]: appending, group commit, sealing, recovery.
 //! * [`catalog`]: the SQLite database that is the fold of the log.
 //! * [`stub`], [`residency`]: the mark of a released file, and the list of those on this disk.
+//! * [`files`]: the view of files that policies and searches ask.
 //!
 //! This crate knows nothing of volumes, of the kernel's events or of the programs.
 
 pub mod catalog;
 pub mod cbor;
 pub mod disk;
+pub mod files;
 pub mod fold;
 pub mod frame;
 pub mod ids;

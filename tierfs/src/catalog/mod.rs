@@ -50,6 +50,8 @@ pub use rows::{
     LiveRow, LiveSegment, NameRow, Place, SegmentRow, TxnRow, VersionRow, VolumeRow,
 };
 
+pub(crate) use schema::{TABLES, connect_reader as read_only};
+
 use schema::Journal;
 use sql::{Bits64, time_at};
 use stmts::{Epochs, Stmts};

@@ -23,7 +23,7 @@ pub(super) const EPOCH_SHIFT: u32 = 40;
 /// So many epochs fit.
 pub(super) const EPOCHS_MAX: u64 = 1 << (63 - EPOCH_SHIFT);
 
-pub(super) const TABLES: &str = "
+pub(crate) const TABLES: &str = "
 CREATE TABLE fold(
     one INTEGER PRIMARY KEY CHECK (one = 1),
     log_id BLOB NOT NULL, keep_history INTEGER NOT NULL,
@@ -141,7 +141,7 @@ fn stable_plans(conn: &Connection) -> rusqlite::Result<bool> {
 }
 
 /// Opens the file for reading only.
-pub(super) fn connect_reader(path: &Path) -> Result<Connection, Error> {
+pub(crate) fn connect_reader(path: &Path) -> Result<Connection, Error> {
     let fail = |error| Error::sqlite(path, "opening", error);
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags(path, flags).map_err(fail)?;
