@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, Sender, select_biased};
 use tierfs::catalog::{self, Catalog, CopyRow, DataPlace, Place};
 use tierfs::disk::RealDisk;
 use tierfs::frame::{FrameError, MetaFrames, PackedFrame, Packer};
-use tierfs::record::{Op, Txn};
+use tierfs::record::{Kind, Op, Pin, Txn};
 use tierfs::spool::Spool;
 use tierfs::writer::{Placed, SealedSegment, SyncJob, Synced, Writer, WriterError};
 use tierfs::{FileId, Lsn, SegmentNo, Time};
@@ -77,6 +77,9 @@ impl From<examiner::Error> for Error {
     }
 }
 
+/// Who is told of a transaction, and how much of it was theirs.
+type Told = (Sender<(Option<Lsn>, u64)>, u64);
+
 /// What other threads want in log or catalog.
 #[derive(Debug)]
 pub enum Asked {
@@ -93,6 +96,16 @@ pub enum Asked {
     },
     /// A segment's copy was written, found or verified.
     Copy(CopyRow),
+    /// Files are pinned, or not any more. Told when it is appended: the transaction, and how many of them
+    /// it changed. Those that are gone meanwhile, or so already, are left out.
+    Pins {
+        /// The files.
+        files: Vec<FileId>,
+        /// Which of the two.
+        pinned: bool,
+        /// Who asked.
+        told: Sender<(Option<Lsn>, u64)>,
+    },
 }
 
 /// What the committer is made of.
@@ -197,11 +210,16 @@ impl Committer {
             done.extend(bundle.done);
         }
         let hints = self.take_hints();
-        let asked = self.asked()?;
+        let (asked, told) = self.asked()?;
         if !asked.is_empty() && !self.commit(asked)? {
             return Err(Error::Thread(
                 "the first transaction was refused and the daemon",
             ));
+        }
+        let lsn = Lsn::new(self.parts.shared.progress().written);
+        for (told, changed) in told {
+            // Who asked may have given up.
+            let _ = told.send((lsn.filter(|_| changed > 0), changed));
         }
         self.batch(done, hints)?;
         let class = if self.parts.shared.is_behind() {
@@ -266,9 +284,10 @@ impl Committer {
         })
     }
 
-    /// What other threads want logged. Copies go straight into the catalog's local table.
-    fn asked(&mut self) -> Result<Vec<Op>, Error> {
-        let mut ops = Vec::new();
+    /// What other threads want logged, and who is to be told then. Copies go straight into the catalog's
+    /// local table.
+    fn asked(&mut self) -> Result<(Vec<Op>, Vec<Told>), Error> {
+        let (mut ops, mut all_told) = (Vec::new(), Vec::new());
         while let Ok(asked) = self.parts.asked.try_recv() {
             match asked {
                 Asked::Ops(more) => ops.extend(more),
@@ -276,10 +295,37 @@ impl Committer {
                 Asked::Volume { serial, pool, path } => {
                     ops.push(crate::daemon::volume_op(serial, pool, &path));
                 }
+                Asked::Pins {
+                    files,
+                    pinned,
+                    told,
+                } => {
+                    let changed = self.pins(files, pinned, &mut ops)?;
+                    all_told.push((told, changed));
+                    // The next may undo these: it must see them.
+                    self.parts.shared.wake();
+                    self.local = true;
+                    break;
+                }
             }
             self.local = true;
         }
-        Ok(ops)
+        Ok((ops, all_told))
+    }
+
+    /// The pins that change something, once for each file; gives how many.
+    fn pins(&self, files: Vec<FileId>, pinned: bool, ops: &mut Vec<Op>) -> Result<u64, Error> {
+        let (queries, mut changed) = (self.parts.catalog.queries(), 0);
+        for file in files.into_iter().collect::<BTreeSet<_>>() {
+            let regular = queries
+                .inode(file)?
+                .is_some_and(|row| row.kind == Kind::Regular);
+            if regular && queries.is_pinned(file)? != pinned {
+                ops.push(Op::Pin(Pin { file, pinned }));
+                changed += 1;
+            }
+        }
+        Ok(changed)
     }
 
     fn take_hints(&mut self) -> Vec<Hint> {

@@ -112,6 +112,8 @@ pub struct Config {
     pub spool: PathBuf,
     /// The SQLite file.
     pub catalog: PathBuf,
+    /// The rules for releasing, recalling, migrating and pinning.
+    pub policies: Option<PathBuf>,
     /// The control socket.
     pub socket: PathBuf,
     /// Whose members may control the daemon beside root.
@@ -196,6 +198,7 @@ struct RawConfig {
     recall_threads: Option<Spanned<i64>>,
     spool: Option<Text>,
     catalog: Option<Text>,
+    policies: Option<Text>,
     socket: Option<Text>,
     control_group: Option<Text>,
     rpo: Option<Text>,
@@ -258,6 +261,7 @@ impl Config {
             recall_threads: source.count(raw.recall_threads, RECALL_THREADS_DEFAULT, &RECALL_THREADS)?,
             spool: source.path_required(raw.spool, "spool", "add spool = \"/var/lib/hsmd/spool\", a directory that is not on the watched filesystem")?,
             catalog: source.path_required(raw.catalog, "catalog", "add catalog = \"/var/lib/hsmd/catalog.db\", a file that is not on the watched filesystem")?,
+            policies: raw.policies.map(|text| source.path(text, "policies")).transpose()?,
             socket: source.socket(raw.socket)?,
             control_group: source.group(raw.control_group)?,
             rpo: source.duration(raw.rpo, RPO_DEFAULT, &RPO)?,

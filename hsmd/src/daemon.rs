@@ -33,6 +33,7 @@ use crate::config::Config;
 use crate::control;
 use crate::events::{EventReader, EventsHandle};
 use crate::flush::Flusher;
+use crate::policy::engine::Engine;
 use crate::preflight;
 use crate::service::{Service, ServiceParts};
 use crate::shared::Shared;
@@ -246,6 +247,12 @@ impl Daemon {
             tier: tier.clone(),
         };
         let service = Arc::new(Service::new(parts, report));
+        let mut more = Threads {
+            shared: shared.clone(),
+            list: threads,
+        };
+        more.start_policies(&config, &service);
+        let threads = more.list;
         let server = start_server(&config, service)?;
         shared.wake();
         if let Some(tier) = &tier {
@@ -502,6 +509,16 @@ impl Threads {
             };
             self.start("flusher", move || {
                 flusher.run();
+                Ok(())
+            });
+        }
+    }
+
+    fn start_policies(&mut self, config: &Config, service: &Arc<Service>) {
+        if let Some(file) = &config.policies {
+            let engine = Engine::new(service.clone(), self.shared.clone(), file.clone());
+            self.start("policies", move || {
+                engine.run();
                 Ok(())
             });
         }

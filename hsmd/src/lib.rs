@@ -14,6 +14,7 @@ pub mod examination;
 pub mod fetch;
 pub mod flush;
 pub mod output;
+pub mod policy;
 pub mod preflight;
 pub mod run;
 pub mod service;

@@ -101,6 +101,10 @@ pub fn check(config: &Config) -> Result<Report, Vec<Refusal>> {
     let mut found = Findings::default();
     let privileged = process::check_capabilities(&mut found);
     process::check_config_file(&config.file, &mut found);
+    // One that is missing or faulty keeps rules from running, not the daemon from logging.
+    if let Some(policies) = config.policies.as_deref().filter(|path| path.exists()) {
+        process::check_config_file(policies, &mut found);
+    }
     process::check_group(config, &mut found);
     let watched = watched::examine(&config.mount, privileged, &mut found);
     if let Some(watched) = &watched {

@@ -3,6 +3,8 @@
 //! Everything here answers from what the threads share and from read-only views; nothing here waits
 //! for the committer but [`Core::sync`], which is asked to.
 
+mod policy;
+
 use std::fs;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
@@ -628,6 +630,39 @@ impl Core for Service {
             let folded = queries.folded()?.map(|(lsn, _)| lsn.get());
             Ok((folded, queries.digest()?.to_string()))
         })
+    }
+
+    fn mount(&self) -> PathBuf {
+        self.config.mount.clone()
+    }
+
+    fn files(&self) -> Result<tierfs::files::Files, CoreError> {
+        self.open_files()
+    }
+
+    fn sums(&self) -> Result<tierfs::files::usage::Usage, CoreError> {
+        self.open_sums()
+    }
+
+    fn policy_file(&self) -> Option<PathBuf> {
+        self.config.policies.clone()
+    }
+
+    fn usage(&self) -> Result<policies::decide::Usage, CoreError> {
+        self.filesystem_usage()
+    }
+
+    fn pin(&self, files: &[FileId], pinned: bool) -> Result<(Option<u64>, u64), CoreError> {
+        self.log_pins(files, pinned)
+    }
+
+    fn act(
+        &self,
+        action: policies::Action,
+        files: &[FileId],
+        cancelled: &Arc<AtomicBool>,
+    ) -> Result<Vec<(FileId, String)>, CoreError> {
+        self.act_on(action, files, cancelled)
     }
 
     fn stop(&self) {

@@ -58,9 +58,10 @@ fn the_least_configuration_gets_the_defaults() {
 #[test]
 fn every_key_is_taken() {
     let config = accepted(
-        "socket = \"/run/x//./y/\"\ncontrol_group = \"hsm\"\nrpo = \"250ms\"\nsweep_interval = \"2d\"\n\
+        "policies = \"/etc/p.toml\"\nsocket = \"/run/x//./y/\"\ncontrol_group = \"hsm\"\nrpo = \"250ms\"\nsweep_interval = \"2d\"\n\
          segment_bytes = \"2MB\"\nsegment_age = \"5m\"\nspool_bytes_max = \"1GiB\"\ncompression_level = 3",
     );
+    assert_eq!(config.policies.as_deref(), Some(Path::new("/etc/p.toml")));
     assert_eq!(config.socket, Path::new("/run/x/y"));
     assert_eq!(config.socket.as_os_str(), "/run/x/y");
     assert_eq!(config.control_group.as_deref(), Some("hsm"));

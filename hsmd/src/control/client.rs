@@ -14,9 +14,12 @@ use super::methods::{
     VolumeParameters,
 };
 use super::model::{
-    CatalogDigest, Content, Event, FileState, Moved, Piece, PoolVolume, Status, SyncDone,
-    SyncRequest, Transaction, VerifyDone, VerifyProgress, Versions,
+    CatalogDigest, Content, DirectoryUsage, Event, Explanation, FileState, Found, Moved, Piece,
+    PinsDone, PolicyRun, PoolVolume, Status, SyncDone, SyncRequest, Transaction, VerifyDone,
+    VerifyProgress, Versions,
 };
+use super::policies::{PinParameters, RunParameters};
+use super::search::{FindParameters, UsageParameters};
 use super::tier::MoveParameters;
 use super::varlink::{self, INTERFACE, REPLY_BYTES_MAX, Reply, Request};
 
@@ -195,6 +198,63 @@ impl Client {
                     ..
                 } => progress(now),
                 VerifyReply { .. } => {}
+            }
+        }
+    }
+
+    /// Searches; `part` gets what is found as it is found.
+    pub fn find(
+        &mut self,
+        asked: &FindParameters,
+        part: &mut dyn FnMut(Found) -> io::Result<()>,
+    ) -> Result<io::Result<()>, ClientError> {
+        self.in_parts(Method::FindFiles, asked, part)
+    }
+
+    /// Runs policies; `part` gets what is done as it is done.
+    pub fn run_policy(
+        &mut self,
+        asked: &RunParameters,
+        part: &mut dyn FnMut(PolicyRun) -> io::Result<()>,
+    ) -> Result<io::Result<()>, ClientError> {
+        self.in_parts(Method::RunPolicy, asked, part)
+    }
+
+    /// What lies below a path. For as long as it takes.
+    pub fn usage(&mut self, asked: &UsageParameters) -> Result<Vec<DirectoryUsage>, ClientError> {
+        self.send(Method::GetUsage, asked, false)?;
+        let (mut value, _) = self.receive(None)?;
+        let usage = value["usage"].take();
+        self.read_value(usage)
+    }
+
+    /// Pins files or takes that back. For as long as it takes.
+    pub fn set_pins(&mut self, asked: &PinParameters) -> Result<PinsDone, ClientError> {
+        self.send(Method::SetPins, asked, false)?;
+        let (mut value, _) = self.receive(None)?;
+        let done = value["done"].take();
+        self.read_value(done)
+    }
+
+    /// Why which rules are about a file.
+    pub fn explain(&mut self, path: &PathParameters) -> Result<Explanation, ClientError> {
+        self.ask(Method::ExplainPolicy, path, "explanation")
+    }
+
+    /// The inner result is that of `part`, which ends it.
+    fn in_parts<P: Serialize, T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        asked: &P,
+        part: &mut dyn FnMut(T) -> io::Result<()>,
+    ) -> Result<io::Result<()>, ClientError> {
+        self.send(method, asked, true)?;
+        loop {
+            let (value, more) = self.receive(None)?;
+            let next = self.read_value(value)?;
+            match part(next) {
+                Ok(()) if more => {}
+                done => return Ok(done),
             }
         }
     }

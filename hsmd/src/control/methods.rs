@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::RecvTimeoutError;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -22,10 +23,12 @@ use super::server::Connection;
 use super::tier::{self, MoveParameters};
 use super::varlink::{self, Failure, INTERFACE, Reply, Request, SERVICE};
 use super::when::When;
-use super::{Core, CoreError, content, files, log, volumes};
+use super::{Core, CoreError, content, files, log, policies, search, volumes};
 
 /// Events between the daemon's thread and a client's socket.
 const EVENTS_BUFFERED: usize = 64;
+/// Parts of an answer between the thread that makes them and a client's socket.
+const PARTS_BUFFERED: usize = 4;
 /// How often a silent subscription looks whether it is still wanted.
 const EVENTS_POLL: Duration = Duration::from_millis(200);
 
@@ -43,6 +46,11 @@ pub enum Method {
     ListVolumes,
     VerifyVolume,
     GetCatalogDigest,
+    FindFiles,
+    GetUsage,
+    SetPins,
+    RunPolicy,
+    ExplainPolicy,
     Subscribe,
     Release,
     Recall,
@@ -51,7 +59,7 @@ pub enum Method {
 
 impl Method {
     /// All of them with their names.
-    pub const ALL: [(&'static str, Self); 14] = [
+    pub const ALL: [(&'static str, Self); 19] = [
         ("GetStatus", Self::GetStatus),
         ("GetFileState", Self::GetFileState),
         ("Sync", Self::Sync),
@@ -62,6 +70,11 @@ impl Method {
         ("ListVolumes", Self::ListVolumes),
         ("VerifyVolume", Self::VerifyVolume),
         ("GetCatalogDigest", Self::GetCatalogDigest),
+        ("FindFiles", Self::FindFiles),
+        ("GetUsage", Self::GetUsage),
+        ("SetPins", Self::SetPins),
+        ("RunPolicy", Self::RunPolicy),
+        ("ExplainPolicy", Self::ExplainPolicy),
         ("Subscribe", Self::Subscribe),
         ("Release", Self::Release),
         ("Recall", Self::Recall),
@@ -212,6 +225,36 @@ pub(super) async fn answer(
         Method::Sync => sync(session, request, connection).await,
         Method::VerifyVolume => verify(session, request, connection).await,
         Method::Subscribe => subscribe(session, request, connection).await,
+        Method::FindFiles => {
+            in_parts(
+                session,
+                request,
+                connection,
+                |core, asked, cancelled, part| search::find(core, &asked, cancelled, part),
+            )
+            .await
+        }
+        Method::RunPolicy => {
+            in_parts(
+                session,
+                request,
+                connection,
+                |core, asked, cancelled, part| policies::run(core, &asked, cancelled, part),
+            )
+            .await
+        }
+        Method::GetUsage => {
+            long(session, request, connection, |core, asked, cancelled| {
+                value("usage", &search::usage(core, &asked, cancelled)?)
+            })
+            .await
+        }
+        Method::SetPins => {
+            long(session, request, connection, |core, asked, cancelled| {
+                value("done", &policies::set_pins(core, &asked, cancelled)?)
+            })
+            .await
+        }
         Method::ReadContent => match varlink::parameters(request) {
             Ok(parameters) => Ok(session.reading.read(&session.core, parameters).await),
             Err(failure) => Ok(Err(failure)),
@@ -302,9 +345,18 @@ async fn short(session: &mut Session, method: Method, request: &Request) -> Resu
             })
             .await
         }
-        Method::Sync | Method::VerifyVolume | Method::Subscribe | Method::ReadContent => {
-            Err(Failure::MethodNotFound(request.method.clone()))
+        Method::ExplainPolicy => {
+            let asked: PathParameters = varlink::parameters(request)?;
+            blocking(move || value("explanation", &policies::explain(&*core, &asked)?)).await
         }
+        Method::Sync
+        | Method::VerifyVolume
+        | Method::Subscribe
+        | Method::ReadContent
+        | Method::FindFiles
+        | Method::RunPolicy
+        | Method::GetUsage
+        | Method::SetPins => Err(Failure::MethodNotFound(request.method.clone())),
     }
 }
 
@@ -399,6 +451,89 @@ async fn verify(session: &mut Session, request: &Request, connection: &mut Conne
             () = connection.gone() => return Err(went_away()),
         }
     }
+}
+
+/// A call that may take long, and ends when the client goes away.
+async fn long<P: DeserializeOwned + Send + 'static>(
+    session: &mut Session,
+    request: &Request,
+    connection: &mut Connection,
+    call: impl FnOnce(&dyn Core, P, &AtomicBool) -> Result<Value, Failure> + Send + 'static,
+) -> Answer {
+    let asked: P = match varlink::parameters(request) {
+        Ok(asked) => asked,
+        Err(failure) => return Ok(Err(failure)),
+    };
+    let core = session.core.clone();
+    let (_guard, cancelled) = CancelOnDrop::new();
+    let work = blocking(move || call(&*core, asked, &cancelled));
+    tokio::select! {
+        done = work => Ok(done),
+        () = connection.gone() => Err(went_away()),
+    }
+}
+
+/// What a call gives to its client in between.
+type Part<'p, T> = &'p mut dyn FnMut(T) -> ControlFlow<()>;
+
+/// A call whose answer comes in parts; a client that is slow makes it wait.
+async fn in_parts<P, T>(
+    session: &mut Session,
+    request: &Request,
+    connection: &mut Connection,
+    call: impl FnOnce(&dyn Core, P, &Arc<AtomicBool>, Part<'_, T>) -> Result<T, Failure>
+    + Send
+    + 'static,
+) -> Answer
+where
+    P: DeserializeOwned + Send + 'static,
+    T: Serialize + Send + 'static,
+{
+    if !request.more || request.oneway {
+        let name = request.method.rsplit('.').next();
+        let known = Method::ALL.iter().map(|(known, _)| *known);
+        let name = known.filter(|known| Some(*known) == name).last();
+        return Ok(Err(Failure::ExpectedMore(name.unwrap_or("the method"))));
+    }
+    let asked: P = match varlink::parameters(request) {
+        Ok(asked) => asked,
+        Err(failure) => return Ok(Err(failure)),
+    };
+    let core = session.core.clone();
+    let (_guard, cancelled) = CancelOnDrop::new();
+    let (to, mut from) = mpsc::channel::<T>(PARTS_BUFFERED);
+    let work = blocking(move || {
+        call(
+            &*core,
+            asked,
+            &cancelled,
+            &mut |part| match to.blocking_send(part) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            },
+        )
+    });
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            Some(part) = from.recv() => {
+                connection.send(&Reply::continued(serde_json::to_value(part)?)).await?;
+            }
+            done = &mut work => {
+                // What was sent before the end is still there.
+                while let Ok(part) = from.try_recv() {
+                    connection.send(&Reply::continued(serde_json::to_value(part)?)).await?;
+                }
+                return Ok(done.and_then(|done| serde_json::to_value(done).map_err(unwritable)));
+            }
+            () = connection.gone() => return Err(went_away()),
+        }
+    }
+}
+
+fn unwritable(error: serde_json::Error) -> Failure {
+    CoreError::Failed(format!("the answer cannot be written: {error}")).into()
 }
 
 fn reply(reply: VerifyReply) -> Result<Value, Failure> {

@@ -16,6 +16,8 @@ pub mod methods;
 pub mod model;
 pub mod path;
 pub mod peer;
+pub mod policies;
+pub mod search;
 pub mod server;
 pub mod tier;
 pub mod varlink;
@@ -62,6 +64,34 @@ pub trait Core: Send + Sync + 'static {
 
     /// The last folded transaction and the digest of the catalog's logical tables.
     fn catalog_digest(&self) -> Result<(Option<u64>, String), CoreError>;
+
+    /// Where the watched filesystem is mounted.
+    fn mount(&self) -> PathBuf;
+
+    /// The view of files, for the caller's thread.
+    fn files(&self) -> Result<tierfs::files::Files, CoreError>;
+
+    /// What adds up directories, for the caller's thread.
+    fn sums(&self) -> Result<tierfs::files::usage::Usage, CoreError>;
+
+    /// The policy file, where the configuration names one.
+    fn policy_file(&self) -> Option<PathBuf>;
+
+    /// How full the watched filesystem is.
+    fn usage(&self) -> Result<::policies::decide::Usage, CoreError>;
+
+    /// Logs that files are pinned, or are not any more. Gives the transaction (`None` where nothing
+    /// changed) and how many files it changed, when that is durable.
+    fn pin(&self, files: &[tierfs::FileId], pinned: bool) -> Result<(Option<u64>, u64), CoreError>;
+
+    /// Does to files what a rule says, all of them at once. Gives those that failed, and why; an error
+    /// where nothing can be done to any of them now.
+    fn act(
+        &self,
+        action: ::policies::Action,
+        files: &[tierfs::FileId],
+        cancelled: &Arc<AtomicBool>,
+    ) -> Result<Vec<(tierfs::FileId, String)>, CoreError>;
 
     /// Begins to stop the daemon; does not wait for it.
     fn stop(&self);

@@ -12,6 +12,13 @@ use tierfs::Time;
 use super::path::PathText;
 use super::when::When;
 
+mod policy;
+
+pub use policy::{
+    Clause, ColumnValue, DirectoryUsage, Explanation, Found, FoundFile, MaybePath, PathFailure,
+    PinsDone, PolicyFile, PolicyRun, RuleDone, RuleExplained,
+};
+
 /// Everything that `tierctl status` shows.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Status {

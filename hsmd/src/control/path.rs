@@ -48,6 +48,16 @@ impl PathText {
     }
 }
 
+/// A path of the log, as it is seen below the mount point.
+pub fn below(mount: &Path, path: &[u8]) -> PathText {
+    let mut bytes = mount.as_os_str().as_bytes().to_vec();
+    if !bytes.ends_with(b"/") && !path.is_empty() {
+        bytes.push(b'/');
+    }
+    bytes.extend_from_slice(path);
+    PathText::of(&bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -168,6 +168,13 @@ pub(super) fn check_own_files(config: &Config, watched: &Watched, found: &mut Fi
             advice,
         );
     }
+    if let Some(policies) = config.policies.as_deref().filter(|path| held(path)) {
+        found.refuse(
+            policies.display(),
+            "the policy lies on the watched filesystem",
+            advice,
+        );
+    }
     let running = Path::new("/proc/self/exe");
     if held(running) {
         let shown = fs::read_link(running).unwrap_or_else(|_| running.to_owned());

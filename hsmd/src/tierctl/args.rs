@@ -64,6 +64,37 @@ pub enum Command {
         #[arg(long)]
         sweep: bool,
     },
+    /// Print the files that a condition holds for
+    #[command(
+        after_help = "EXPRESSION is an SQL expression over the columns of a file, see hsm-policy(5)"
+    )]
+    Find {
+        /// Such as "size > mib(100) and age(atime) > days(30) and path glob 'video/*'"
+        #[arg(value_name = "EXPRESSION")]
+        expression: String,
+        /// End each path with a NUL instead of a newline, for xargs -0
+        #[arg(long, short = '0', conflicts_with = "json")]
+        null: bool,
+    },
+    /// How much lies below directories, on disk and released
+    Du {
+        /// Files or directories; the current directory, if none is given
+        #[arg(value_name = "PATH", value_hint = ValueHint::AnyPath)]
+        paths: Vec<PathBuf>,
+        /// Show the directories so far below them too
+        #[arg(long, short, value_name = "N", default_value_t = 1)]
+        depth: u64,
+        /// Show only the sums
+        #[arg(long, short, conflicts_with = "depth")]
+        summarize: bool,
+    },
+    /// Keep files on disk: what is pinned is never released
+    Pin(PinArgs),
+    /// Let files be released again
+    Unpin(PinArgs),
+    /// The rules that release, recall, migrate and pin files
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// The history of files
     #[command(subcommand)]
     Log(LogCommand),
@@ -112,6 +143,42 @@ pub enum SyncTo {
     Spool,
     /// On the volumes of every pool too, read back
     Media,
+}
+
+/// Of pin and unpin.
+#[derive(Debug, clap::Args)]
+pub struct PinArgs {
+    /// Files on the watched filesystem
+    #[arg(required = true, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub paths: Vec<PathBuf>,
+    /// All files that are below the directories among them now
+    #[arg(long, short)]
+    pub recursive: bool,
+}
+
+/// Policies.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Check a policy file; needs no daemon and changes nothing
+    Check {
+        /// The file, see hsm-policy(5)
+        #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
+    /// Run the rules now, those with watermarks if the filesystem is full enough
+    Run {
+        /// Only this rule, whatever its triggers are
+        name: Option<String>,
+        /// Only say what would be done, and why
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Which rules are about a file, and which part of their conditions decides
+    Explain {
+        /// A file on the watched filesystem
+        #[arg(value_name = "PATH", value_hint = ValueHint::FilePath)]
+        path: PathBuf,
+    },
 }
 
 /// The history of files.

@@ -5,9 +5,13 @@
 
 pub mod args;
 mod catalog;
+mod du;
 mod events;
+mod find;
 pub mod format;
 mod history;
+mod pin;
+mod policy;
 mod state;
 pub mod status;
 mod tier;
@@ -18,7 +22,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::CommandFactory;
 
-use args::{Args, CatalogCommand, Command, LogCommand, SyncTo, VolumeCommand};
+use args::{Args, CatalogCommand, Command, LogCommand, PolicyCommand, SyncTo, VolumeCommand};
 
 use crate::cli::{self, Manual};
 use crate::config::{Config, DEFAULT_PATH};
@@ -46,6 +50,19 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         Command::Recall(files) => tier::recall(args, files),
         Command::Migrate(files) => tier::migrate(args, files),
         Command::Sync { to, sweep } => sync(args, *to, *sweep),
+        Command::Find { expression, null } => find::run(args, expression, *null),
+        Command::Du {
+            paths,
+            depth,
+            summarize,
+        } => du::run(args, paths, if *summarize { 0 } else { *depth }),
+        Command::Pin(pins) => pin::run(args, pins, true),
+        Command::Unpin(pins) => pin::run(args, pins, false),
+        Command::Policy(PolicyCommand::Check { file }) => policy::check(args, file),
+        Command::Policy(PolicyCommand::Run { name, dry_run }) => {
+            policy::run(args, name.as_deref(), *dry_run)
+        }
+        Command::Policy(PolicyCommand::Explain { path }) => policy::explain(args, path),
         Command::Log(LogCommand::List { path }) => history::list(args, path),
         Command::Log(LogCommand::Show { lsn }) => history::show(args, *lsn),
         Command::Log(LogCommand::Cat { path, at }) => history::cat(args, path, *at),

@@ -22,8 +22,10 @@ use hsmd::control::{Core, CoreError};
 use hsmd::sys::handle::handle_of;
 use replay::sources::Sources;
 use tempfile::TempDir;
+use tierfs::FileId;
 use tierfs::Time;
 use tierfs::catalog::Reader;
+use tierfs::files::{Files, View};
 
 use crate::log::{self, MadeLog};
 
@@ -133,6 +135,11 @@ pub struct Fake {
     pub dirty: AtomicBool,
     /// Neither spool nor volumes have a sealed segment.
     pub nothing_sealed: AtomicBool,
+    pub policy: PathBuf,
+    /// What policies and pins had done: action and file.
+    pub acted: Mutex<Vec<(String, u64)>>,
+    /// Files on which every action fails.
+    pub fails_on: Mutex<Vec<u64>>,
     subscribers: Mutex<Vec<(Sender<Event>, u64)>>,
 }
 
@@ -267,6 +274,61 @@ impl Core for Fake {
         })
     }
 
+    fn mount(&self) -> PathBuf {
+        self.mount.clone()
+    }
+
+    fn files(&self) -> Result<Files, CoreError> {
+        let view = View {
+            prefix: Vec::new(),
+            copied: tierfs::Lsn::new(1_000_000),
+            now: Time::now().seconds,
+        };
+        Ok(Files::open(&self.log.catalog, &view)?)
+    }
+
+    fn sums(&self) -> Result<tierfs::files::usage::Usage, CoreError> {
+        Ok(tierfs::files::usage::Usage::open(&self.log.catalog)?)
+    }
+
+    fn policy_file(&self) -> Option<PathBuf> {
+        self.policy.exists().then(|| self.policy.clone())
+    }
+
+    fn usage(&self) -> Result<policies::decide::Usage, CoreError> {
+        Ok(policies::decide::Usage {
+            used: 95,
+            available: 5,
+        })
+    }
+
+    fn pin(&self, files: &[FileId], pinned: bool) -> Result<(Option<u64>, u64), CoreError> {
+        let word = if pinned { "pin" } else { "unpin" };
+        let new = files.iter().map(|file| (word.to_owned(), file.get()));
+        self.acted.lock().unwrap().extend(new);
+        Ok((Some(1043), files.len() as u64))
+    }
+
+    fn act(
+        &self,
+        action: policies::Action,
+        files: &[FileId],
+        _cancelled: &Arc<AtomicBool>,
+    ) -> Result<Vec<(FileId, String)>, CoreError> {
+        if action == policies::Action::Recall {
+            return Err(CoreError::Unavailable("no recall here".to_owned()));
+        }
+        let new = files
+            .iter()
+            .map(|file| (action.word().to_owned(), file.get()));
+        self.acted.lock().unwrap().extend(new);
+        let fails = self.fails_on.lock().unwrap();
+        let failed = files.iter().filter(|file| fails.contains(&file.get()));
+        Ok(failed
+            .map(|file| (*file, "it is in use".to_owned()))
+            .collect())
+    }
+
     fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
         self.subscribers.lock().unwrap().clear();
@@ -313,6 +375,9 @@ impl Daemon {
             stopped: AtomicBool::new(false),
             dirty: AtomicBool::new(false),
             nothing_sealed: AtomicBool::new(false),
+            policy: dir.path().join("policy.toml"),
+            acted: Mutex::default(),
+            fails_on: Mutex::default(),
             subscribers: Mutex::default(),
         });
         let socket = dir.path().join("control.sock");

@@ -253,7 +253,108 @@ fn samples() -> Vec<(&'static str, BTreeSet<String>)> {
             }),
         ),
         ("Event", event_keys()),
+        ("Path", keys(&PathText::of(b"/\xff"))),
+        ("FoundFile", keys(&found_file())),
+        (
+            "DirectoryUsage",
+            keys(&DirectoryUsage {
+                path: PathText::of(b"/\xff"),
+                files: 0,
+                logical_bytes: 0,
+                resident_bytes: 0,
+                released_bytes: 0,
+                stubs: 0,
+            }),
+        ),
+        ("PinsDone", keys(&PinsDone::default())),
+        (
+            "PathFailure",
+            keys(&PathFailure {
+                path: PathText::of(b"/\xff"),
+                error: String::new(),
+            }),
+        ),
+        (
+            "PolicyFile",
+            keys(&PolicyFile {
+                rule: String::new(),
+                action: String::new(),
+                file: 1,
+                path: Some(PathText::of(b"/\xff")).into(),
+                size: 0,
+                weight: None,
+                error: None,
+            }),
+        ),
+        (
+            "RuleDone",
+            keys(&RuleDone {
+                rule: String::new(),
+                action: String::new(),
+                why: String::new(),
+                files: 0,
+                bytes: 0,
+                failed: 0,
+                gave_up: false,
+                left: false,
+                error: None,
+            }),
+        ),
+        (
+            "Explanation",
+            keys(&Explanation {
+                file: found_file(),
+                rules: vec![],
+            }),
+        ),
+        (
+            "RuleExplained",
+            keys(&RuleExplained {
+                rule: String::new(),
+                action: String::new(),
+                applies: false,
+                weight: None,
+                clauses: vec![],
+            }),
+        ),
+        (
+            "Clause",
+            keys(&Clause {
+                text: String::new(),
+                holds: None,
+                values: vec![],
+            }),
+        ),
+        (
+            "ColumnValue",
+            keys(&ColumnValue {
+                column: String::new(),
+                value: None,
+            }),
+        ),
     ]
+}
+
+fn found_file() -> FoundFile {
+    FoundFile {
+        file: 1,
+        path: Some(PathText::of(b"/\xff")).into(),
+        size: 0,
+        mtime: at(0),
+        atime: at(0),
+        ctime: None,
+        uid: 0,
+        gid: 0,
+        user: None,
+        group: None,
+        mode: 0,
+        links: 0,
+        state: String::new(),
+        pinned: false,
+        lsn: 1,
+        version: None,
+        logged: None,
+    }
 }
 
 fn waiting() -> Waiting {

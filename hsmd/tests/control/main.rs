@@ -9,5 +9,6 @@ mod golden;
 mod interface;
 mod log;
 mod manual;
+mod policies;
 mod protocol;
 mod rebuild;

@@ -37,6 +37,13 @@ fn every_command_is_in_its_manual() {
         "catalog rebuild",
         "catalog digest",
         "events",
+        "find",
+        "du",
+        "pin",
+        "unpin",
+        "policy check",
+        "policy run",
+        "policy explain",
     ] {
         assert!(page.contains(&format!("\\fB{words}\\fR")), "{words}");
     }

@@ -13,6 +13,7 @@
 mod functions;
 #[cfg(test)]
 mod tests;
+pub mod usage;
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -237,18 +238,7 @@ impl Files {
     pub fn open(catalog: &Path, view: &View) -> Result<Self, Error> {
         let conn = catalog::read_only(catalog)?;
         let dirs = catalog::read_only(catalog)?;
-        let fail = |error| Error::sqlite(catalog, "opening the view of files", error);
-        let list = residency::path_beside(catalog);
-        if list.exists() {
-            conn.execute(
-                "ATTACH ?1 AS residency",
-                [list.as_os_str().as_encoded_bytes()]
-                    .map(|bytes| String::from_utf8_lossy(bytes).into_owned()),
-            )
-            .map_err(|error| Error::sqlite(&list, "attaching the list of stubs", error))?;
-        } else {
-            conn.execute_batch(EMPTY_LIST).map_err(fail)?;
-        }
+        attach(&conn, catalog)?;
         Self::prepare(conn, Some(dirs), catalog, view)
     }
 
@@ -461,7 +451,7 @@ impl Files {
         let ended = Arc::new(AtomicBool::new(false));
         self.watch(limits, &ended)?;
         let mut go = || -> rusqlite::Result<()> {
-            let mut stmt = self.conn.prepare(sql)?;
+            let mut stmt = self.conn.prepare_cached(sql)?;
             let wanted = stmt.parameter_count();
             let mut rows = stmt.query(params_from_iter(params.iter().take(wanted)))?;
             while let Some(row) = rows.next()? {
@@ -499,6 +489,18 @@ impl Files {
         let set = self.conn.progress_handler(STEPS, Some(handler));
         set.map_err(|error| self.fail(error).into())
     }
+}
+
+/// Attaches the list of stubs that belongs to a catalog, or an empty one.
+fn attach(conn: &Connection, catalog: &Path) -> Result<(), Error> {
+    let list = residency::path_beside(catalog);
+    let attached = if list.exists() {
+        conn.execute("ATTACH ?1 AS residency", [list.to_string_lossy()])
+            .map(drop)
+    } else {
+        conn.execute_batch(EMPTY_LIST)
+    };
+    attached.map_err(|error| Error::sqlite(&list, "attaching the list of stubs", error))
 }
 
 /// When a search ends although it has not seen every file.

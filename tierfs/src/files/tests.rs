@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use super::usage::{Sums, Usage};
 use super::{BadExpression, COLUMNS, FUNCTIONS, Files, FilesError, Limits, Select, Value, View};
 use crate::catalog::{Catalog, Place};
 use crate::ids::{FileId, LogId, Lsn, SegmentNo, Time};
@@ -292,7 +293,7 @@ fn expressions_are_told_what_is_wrong() {
         ),
         (
             "(size, mtime)",
-            Some(0),
+            None,
             "row value misused",
             "write an expression",
         ),
@@ -423,4 +424,52 @@ fn the_manual_has_every_column_and_function() {
     known.sort_unstable();
     found.sort_unstable();
     assert_eq!(found, known);
+}
+
+#[test]
+fn a_directory_is_added_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("catalog.db");
+    sample(&path);
+    let conn = rusqlite::Connection::open(&path).unwrap();
+    for (file, size, content) in [(10, 100, 40), (11, 10, 10), (12, 1000, 1000)] {
+        conn.execute("UPDATE inode SET size = ?2 WHERE file = ?1", (file, size))
+            .unwrap();
+        conn.execute(
+            "INSERT INTO extent VALUES (?1, 0, ?2, 0, 0, 1, x'')",
+            (file, content),
+        )
+        .unwrap();
+    }
+    let usage = Usage::open(&path).unwrap();
+    let below = |top, depth| {
+        let mut list = Vec::new();
+        usage
+            .below(
+                id(top),
+                depth,
+                &AtomicBool::new(false),
+                &mut |path, sums| {
+                    list.push((String::from_utf8_lossy(path).into_owned(), sums));
+                },
+            )
+            .unwrap();
+        list
+    };
+    let sums = |files, logical, resident, released, stubs| Sums {
+        files,
+        logical,
+        resident,
+        released,
+        stubs,
+    };
+    // The file with two names counts where it is met first.
+    let video = ("video".to_owned(), sums(2, 110, 50, 0, 0));
+    let old = ("video/old".to_owned(), sums(1, 10, 10, 0, 0));
+    let all = (String::new(), sums(4, 1110, 50, 1000, 1));
+    assert_eq!(below(1, 0), [all.clone()]);
+    assert_eq!(below(1, 1), [video.clone(), all.clone()]);
+    assert_eq!(below(1, 9), [old, video, all]);
+    assert_eq!(usage.of_file(id(12)).unwrap(), sums(1, 1000, 0, 1000, 1));
+    assert_eq!(usage.of_file(id(10)).unwrap(), sums(1, 100, 40, 0, 0));
 }

@@ -1,0 +1,127 @@
+//! What policies, searches and pins ask of the daemon.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{RecvTimeoutError, bounded};
+use nix::sys::statvfs::fstatvfs;
+use policies::Action;
+use policies::decide::Usage;
+use tierfs::files::{self, Files, View};
+use tierfs::{FileId, Lsn, Time};
+
+use super::{Service, TICK};
+use crate::committer::Asked;
+use crate::control::{Core, CoreError};
+
+/// A rule that migrates waits so long for the volumes; then its files count as failed.
+const MIGRATE_PATIENCE: Duration = Duration::from_mins(10);
+
+impl Service {
+    pub(super) fn open_files(&self) -> Result<Files, CoreError> {
+        let copied = self.board.pools().iter().map(|pool| pool.copied_lsn).min();
+        let view = View {
+            prefix: self.prefix.clone(),
+            copied: copied.and_then(Lsn::new),
+            now: Time::now().seconds,
+        };
+        Ok(Files::open(&self.config.catalog, &view)?)
+    }
+
+    pub(super) fn open_sums(&self) -> Result<files::usage::Usage, CoreError> {
+        Ok(files::usage::Usage::open(&self.config.catalog)?)
+    }
+
+    pub(super) fn filesystem_usage(&self) -> Result<Usage, CoreError> {
+        let stat = fstatvfs(self.mount.root()).map_err(|error| {
+            CoreError::Failed(format!(
+                "how full {} is cannot be found out: {error}; look for I/O errors in dmesg",
+                self.config.mount.display()
+            ))
+        })?;
+        let block = stat.fragment_size();
+        Ok(Usage {
+            used: stat
+                .blocks()
+                .saturating_sub(stat.blocks_free())
+                .saturating_mul(block),
+            available: stat.blocks_available().saturating_mul(block),
+        })
+    }
+
+    pub(super) fn log_pins(
+        &self,
+        files: &[FileId],
+        pinned: bool,
+    ) -> Result<(Option<u64>, u64), CoreError> {
+        let stops =
+            || CoreError::Unavailable("the daemon stops: ask again when it runs".to_owned());
+        let (told, done) = bounded(1);
+        let files = files.to_vec();
+        let asked = Asked::Pins {
+            files,
+            pinned,
+            told,
+        };
+        self.asked.send(asked).map_err(|_| stops())?;
+        self.shared.wake();
+        let (lsn, changed) = loop {
+            match done.recv_timeout(TICK) {
+                Ok(told) => break told,
+                Err(RecvTimeoutError::Timeout) if !self.shared.stopping() => {}
+                Err(_) => return Err(stops()),
+            }
+        };
+        if let Some(lsn) = lsn {
+            // Until the catalog's readers see it, too: whoever asks next must find what was answered.
+            let never = AtomicBool::new(false);
+            self.wait_until(&never, || {
+                let progress = self.shared.progress();
+                progress.durable >= lsn.get() && progress.folded >= lsn.get()
+            })?;
+        }
+        Ok((lsn.map(Lsn::get), changed))
+    }
+
+    /// Does to files what a rule says: the one place where policies reach the rest of the daemon.
+    pub(super) fn act_on(
+        &self,
+        action: Action,
+        files: &[FileId],
+        cancelled: &Arc<AtomicBool>,
+    ) -> Result<Vec<(FileId, String)>, CoreError> {
+        match action {
+            Action::Pin => self.log_pins(files, true).map(|_| Vec::new()),
+            Action::Migrate => self.migrate(files, cancelled),
+            Action::Release | Action::Recall => Err(CoreError::Unavailable(format!(
+                "this hsmd cannot {action} files by a rule yet: nothing was done; `tierctl policy run --dry-run` says what would be"
+            ))),
+        }
+    }
+
+    /// Waits until every pool has the files as the catalog knows them.
+    fn migrate(
+        &self,
+        files: &[FileId],
+        cancelled: &AtomicBool,
+    ) -> Result<Vec<(FileId, String)>, CoreError> {
+        let reader = self.catalog()?;
+        let mut last = 0;
+        for file in files {
+            let row = reader.queries().inode(*file)?;
+            last = last.max(row.map_or(0, |row| row.lsn.get()));
+        }
+        self.shared.seal_wanted.store(true, Ordering::Relaxed);
+        self.shared.wake();
+        let until = Instant::now() + MIGRATE_PATIENCE;
+        self.wait_until(cancelled, || {
+            self.board.copied(last) || Instant::now() >= until
+        })?;
+        if self.board.copied(last) {
+            return Ok(Vec::new());
+        }
+        let why = "not on every pool yet: `tierctl status` says which volume is wanted";
+        Ok(files.iter().map(|file| (*file, why.to_owned())).collect())
+    }
+}
