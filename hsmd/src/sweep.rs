@@ -10,7 +10,7 @@ use std::collections::{HashSet, VecDeque};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use tierfs::FileId;
 use tierfs::catalog::{self, Child, Reader};
 use tierfs::record::Kind;
+use tierfs::residency::{Residency, path_beside};
 
 use crate::capture::facts::{kind_of, time_of};
 use crate::capture::hints::{Beside, EntryKey, Key, Look, Noted};
@@ -37,6 +38,8 @@ const OPEN_HINTS_MAX: usize = 20_000;
 const PAGE: usize = 1000;
 /// How often a resting sweep looks whether directories are to be walked.
 const ASKED_EVERY: Duration = Duration::from_millis(200);
+/// Access times noted at a time.
+const ATIMES: usize = 10_000;
 /// The inode number of every subvolume's root directory.
 const BTRFS_SUBVOLUME: u64 = 256;
 
@@ -79,6 +82,64 @@ pub struct Sweep {
     result: Swept,
     /// Directories walked that the log did not know then.
     visited: HashSet<Handle>,
+    atimes: Atimes,
+}
+
+/// When files were read, which raises no event. Nothing but policies depends on it, so what fails here
+/// is only warned of.
+struct Atimes {
+    /// The list of what is on this disk, where they are noted.
+    list: PathBuf,
+    seen: Vec<(FileId, i64)>,
+}
+
+impl Atimes {
+    /// A file's access time tells something where it is later than the change that came before it.
+    fn see(&mut self, child: &Child, stat: &Stat) {
+        if stat.kind == FileKind::Regular && stat.atime.0 > stat.mtime.0 {
+            self.seen.push((child.file, stat.atime.0));
+        }
+        if self.seen.len() >= ATIMES {
+            self.note();
+        }
+    }
+
+    fn note(&mut self) {
+        let seen = std::mem::take(&mut self.seen);
+        if seen.is_empty() {
+            return;
+        }
+        let noted = Residency::open(&self.list).and_then(|mut list| list.set_atimes(&seen));
+        if let Err(error) = noted {
+            tracing::warn!(%error, "access times are not noted");
+        }
+    }
+
+    /// Forgets files that are gone, once they are more than those that are there.
+    fn tidy(&self, reader: &Reader) -> Result<(), catalog::Error> {
+        if !self.list.exists() {
+            return Ok(());
+        }
+        let mut list = Residency::open(&self.list)?;
+        if list.count_atimes()? <= reader.queries().counts()?.files {
+            return Ok(());
+        }
+        let mut after = None;
+        loop {
+            let page = list.atimes_of(after, ATIMES)?;
+            let mut gone = Vec::new();
+            for file in &page {
+                if reader.queries().inode(*file)?.is_none() {
+                    gone.push(*file);
+                }
+            }
+            list.forget_atimes(&gone)?;
+            match page.last() {
+                Some(last) => after = Some(*last),
+                None => return Ok(()),
+            }
+        }
+    }
 }
 
 /// A directory that is still to be walked: its handle, and its id where the log knows it.
@@ -121,6 +182,10 @@ impl Sweep {
             root,
             result: Swept::default(),
             visited: HashSet::new(),
+            atimes: Atimes {
+                list: path_beside(catalog),
+                seen: Vec::new(),
+            },
         })
     }
 
@@ -134,6 +199,10 @@ impl Sweep {
         }
         for file in self.reader.queries().orphans()? {
             self.orphan(file)?;
+        }
+        self.atimes.note();
+        if let Err(error) = self.atimes.tidy(&self.reader) {
+            tracing::warn!(%error, "access times of files that are gone are kept");
         }
         Ok(self.result.clone())
     }
@@ -305,6 +374,9 @@ impl Sweep {
             .as_ref()
             .filter(same)
             .is_some_and(|child| is_unchanged(child, &stat));
+        if let Some(child) = child.as_ref().filter(same) {
+            self.atimes.see(child, &stat);
+        }
         if unchanged && stat.kind != FileKind::Directory {
             return Ok(());
         }

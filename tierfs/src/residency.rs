@@ -231,10 +231,15 @@ impl Residency {
         self.batch("BEGIN IMMEDIATE; DELETE FROM stub; DELETE FROM atime; DELETE FROM meta; COMMIT")
     }
 
-    /// Notes when files were last read (unix seconds), where that is later than what is noted.
+    /// Notes when files were last read (unix seconds), where that is later than what is noted. Where
+    /// nothing is, nothing is written.
     pub fn set_atimes(&mut self, atimes: &[(FileId, i64)]) -> Result<(), Error> {
         let fail = |path: &Path, error| Error::sqlite(path, "noting access times", error);
         let Self { conn, path } = self;
+        let later = later_atimes(conn, atimes).map_err(|error| fail(path, error))?;
+        if later.is_empty() {
+            return Ok(());
+        }
         let txn = conn.transaction().map_err(|error| fail(path, error))?;
         {
             let mut upsert = txn
@@ -243,14 +248,73 @@ impl Residency {
                      ON CONFLICT(file) DO UPDATE SET atime_s = excluded.atime_s WHERE excluded.atime_s > atime_s",
                 )
                 .map_err(|error| fail(path, error))?;
-            for (file, atime) in atimes {
+            for (file, atime) in later {
                 upsert
-                    .execute(params![number(*file), atime])
+                    .execute(params![number(file), atime])
                     .map_err(|error| fail(path, error))?;
             }
         }
         txn.commit().map_err(|error| fail(path, error))
     }
+
+    /// Of how many files the access time is noted.
+    pub fn count_atimes(&self) -> Result<u64, Error> {
+        self.conn
+            .query_row("SELECT count(*) FROM atime", [], |row| row.get::<_, i64>(0))
+            .map(|count| u64::try_from(count).unwrap_or(0))
+            .map_err(self.fail("counting access times"))
+    }
+
+    /// Up to `limit` files beyond `after` whose access time is noted, ascending.
+    pub fn atimes_of(&self, after: Option<FileId>, limit: usize) -> Result<Vec<FileId>, Error> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.conn
+            .prepare_cached("SELECT file FROM atime WHERE file > ?1 ORDER BY file LIMIT ?2")
+            .and_then(|mut stmt| {
+                stmt.query_map(params![after.map_or(0, number), limit], |row| row.get(0))?
+                    .collect()
+            })
+            .map_err(self.fail("reading access times"))
+    }
+
+    /// Forgets the access times of files that are gone.
+    pub fn forget_atimes(&mut self, files: &[FileId]) -> Result<(), Error> {
+        if files.is_empty() {
+            return Ok(());
+        }
+        let fail = |path: &Path, error| Error::sqlite(path, "forgetting access times", error);
+        let Self { conn, path } = self;
+        let txn = conn.transaction().map_err(|error| fail(path, error))?;
+        {
+            let mut delete = txn
+                .prepare_cached("DELETE FROM atime WHERE file = ?1")
+                .map_err(|error| fail(path, error))?;
+            for file in files {
+                delete
+                    .execute([number(*file)])
+                    .map_err(|error| fail(path, error))?;
+            }
+        }
+        txn.commit().map_err(|error| fail(path, error))
+    }
+}
+
+/// Those of which nothing is noted, or something earlier.
+fn later_atimes(
+    conn: &Connection,
+    atimes: &[(FileId, i64)],
+) -> rusqlite::Result<Vec<(FileId, i64)>> {
+    let mut known = conn.prepare_cached("SELECT atime_s FROM atime WHERE file = ?1")?;
+    let mut later = Vec::new();
+    for (file, atime) in atimes {
+        let noted: Option<i64> = known
+            .query_row([number(*file)], |row| row.get(0))
+            .optional()?;
+        if noted.is_none_or(|noted| noted < *atime) {
+            later.push((*file, *atime));
+        }
+    }
+    Ok(later)
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -321,5 +385,15 @@ mod tests {
             })
             .expect("read");
         assert_eq!(found, 9);
+        list.set_atimes(&[(stub(5).file, 1), (stub(7).file, 1)])
+            .expect("noted");
+        assert_eq!(
+            list.atimes_of(Some(file), 2).expect("read"),
+            [stub(5).file, stub(7).file]
+        );
+        list.forget_atimes(&[file, stub(7).file])
+            .expect("forgotten");
+        assert_eq!(list.atimes_of(None, 9).expect("read"), [stub(5).file]);
+        assert_eq!(list.count_atimes().expect("counted"), 1);
     }
 }

@@ -578,7 +578,7 @@ fn view_text(copied: u64) -> String {
      ORDER BY d.parent, d.name LIMIT 1) AS name,
     i.size AS size,
     i.mtime_s AS mtime,
-    coalesce((SELECT a.atime_s FROM atime a WHERE a.file = i.file), i.mtime_s) AS atime,
+    max(coalesce((SELECT a.atime_s FROM atime a WHERE a.file = i.file), i.mtime_s), i.mtime_s) AS atime,
     coalesce((SELECT s.ctime_s FROM local_seen s WHERE s.file = i.file), i.ctime_s) AS ctime,
     i.uid AS uid,
     i.gid AS gid,

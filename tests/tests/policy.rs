@@ -1,0 +1,239 @@
+//! Searches, pins and policies with the real daemon: pins are log records, rules run when they are due,
+//! reading is seen by a sweep.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use hsm_tests::changes::noise;
+use hsm_tests::loopfs::Kind;
+use hsm_tests::program::run;
+use hsm_tests::system::{Setup, System};
+use serde_json::Value;
+
+fn found(system: &System, expression: &str) -> Vec<String> {
+    let ran = system.tierctl(&["find", expression]).done();
+    let strip = |line: &str| {
+        let path = Path::new(line).strip_prefix(system.root());
+        path.expect("below the mount").display().to_string()
+    };
+    ran.stdout.lines().map(strip).collect()
+}
+
+fn write(system: &System, name: &str, bytes: usize) -> PathBuf {
+    let path = system.at(name);
+    fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
+    fs::write(&path, noise(bytes as u64, bytes)).expect("a file");
+    path
+}
+
+fn touch(path: &Path, when: &str) {
+    let mut command = Command::new("touch");
+    command.args(["-m", "-a", "-d", when]).arg(path);
+    let _ = run(command).done();
+}
+
+fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(40);
+    while !so() {
+        assert!(Instant::now() < end, "never so: {what}");
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+fn digest(system: &System) -> String {
+    let answer = system
+        .tierctl(&["--json", "catalog", "digest"])
+        .done()
+        .json();
+    answer["digest"].as_str().expect("a digest").to_owned()
+}
+
+#[test]
+fn pins_survive_the_loss_of_the_catalog() {
+    let mut system = Setup::new(Kind::Ext4).start();
+    for name in ["project/a", "project/deep/b", "other/c"] {
+        write(&system, name, 10_000);
+    }
+    system.sync_all();
+    let project = system.at("project");
+    let project = project.to_str().expect("a name");
+    let pinned = system.tierctl(&["pin", "--recursive", project]).done();
+    assert!(
+        pinned.stdout.starts_with("pinned 2 files (LSN "),
+        "{pinned}"
+    );
+    // At once, and once only.
+    assert_eq!(found(&system, "pinned"), ["project/a", "project/deep/b"]);
+    let again = system.tierctl(&["pin", "-r", project]).done();
+    assert!(
+        again.stdout.starts_with("pinned 0 files; 2 were so before"),
+        "{again}"
+    );
+    let lsn = system.tierctl(&[
+        "--json",
+        "unpin",
+        system.at("project/a").to_str().expect("a name"),
+    ]);
+    let lsn = lsn.done().json()["lsn"].as_u64().expect("a transaction");
+    let shown = system.tierctl(&["log", "show", &lsn.to_string()]).done();
+    assert!(shown.stdout.contains("unpin"), "{shown}");
+    fs::remove_file(system.at("other/c")).expect("removed");
+    system.sync_all();
+    let before = digest(&system);
+    system.stop();
+    for end in [
+        "",
+        "-wal",
+        "-shm",
+        ".residency",
+        ".residency-wal",
+        ".residency-shm",
+    ] {
+        let _ = fs::remove_file(format!("{}{end}", system.catalog().display()));
+    }
+    let _ = system.tierctl(&["catalog", "rebuild"]).done();
+    system.start();
+    system.sync_all();
+    assert_eq!(digest(&system), before);
+    assert_eq!(found(&system, "pinned"), ["project/deep/b"]);
+    system.check("pins are of no concern to a replay");
+}
+
+#[test]
+fn what_is_found_is_true() {
+    let system = Setup::new(Kind::Xfs).start();
+    let old = write(&system, "video/old.mkv", 300_000);
+    write(&system, "video/new.mkv", 200_000);
+    write(&system, "small", 10);
+    touch(&old, "2020-01-02T03:04:05Z");
+    fs::hard_link(&old, system.at("zz")).expect("a link");
+    system.sync_all();
+    assert_eq!(
+        found(&system, "path glob 'video/*' and age(mtime) > days(365)"),
+        ["video/old.mkv"]
+    );
+    assert_eq!(
+        found(&system, "size >= kib(100)"),
+        ["video/old.mkv", "video/new.mkv"]
+    );
+    assert_eq!(
+        found(&system, "links = 2 and user = 'root' and group = 'root'"),
+        ["video/old.mkv"]
+    );
+    eventually("all is on the pool", || {
+        found(&system, "state = 'premigrated'").len() == 3
+    });
+    // Who has no full rights learns nothing.
+    let mut other = Command::new("setpriv");
+    other.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+    other.arg(hsm_tests::program::locate("tierctl"));
+    other.arg("--socket").arg(system.home().at("hsmd.sock"));
+    other.args(["find", "1"]);
+    let refused = run(other);
+    assert_eq!(
+        (refused.code, refused.stdout.as_str()),
+        (2, ""),
+        "{refused}"
+    );
+    assert!(refused.stderr.contains("control_group"), "{refused}");
+    // As bytes, holes apart.
+    let sparse = fs::File::create(system.at("video/sparse")).expect("a file");
+    sparse.set_len(1 << 30).expect("long");
+    system.sync_all();
+    let usage = system.tierctl(&["--json", "du", system.at("video").to_str().expect("a name")]);
+    let usage = usage.done().json();
+    let usage = &usage["usage"][0];
+    assert_eq!(usage["logical_bytes"], (1_u64 << 30) + 500_000, "{usage}");
+    assert_eq!(usage["resident_bytes"], 500_000, "{usage}");
+    assert_eq!(usage["files"], 3, "{usage}");
+}
+
+#[test]
+fn reading_is_seen_by_a_sweep() {
+    let system = Setup::new(Kind::Ext4).start();
+    let (read, unread) = (
+        write(&system, "read", 10_000),
+        write(&system, "unread", 10_000),
+    );
+    for path in [&read, &unread] {
+        touch(path, "2020-01-02T03:04:05Z");
+    }
+    system.sync_all();
+    assert_eq!(found(&system, "age(atime) > days(30)"), ["read", "unread"]);
+    // relatime: an access time that is not later than the modification time is brought forward.
+    let _ = fs::read(&read).expect("read");
+    system.sync_all();
+    assert_eq!(found(&system, "age(atime) > days(30)"), ["unread"]);
+    assert_eq!(found(&system, "age(mtime) > days(30)"), ["read", "unread"]);
+}
+
+#[test]
+fn rules_run_when_they_are_due() {
+    let home = hsm_tests::home::Home::new();
+    let policy = home.at("policy.toml");
+    let rules = r#"
+ignore = ["*.tmp"]
+[[rule]]
+name = "project-stays"
+action = "pin"
+condition = "path glob 'project/*'"
+high = 3
+"#;
+    fs::write(&policy, rules).expect("a policy");
+    let system = Setup::new(Kind::Ext4)
+        .with("policies", &format!("{:?}", policy.display().to_string()))
+        .start();
+    write(&system, "project/a", 1000);
+    write(&system, "project/b.tmp", 1000);
+    system.sync_all();
+    // A fault is told, with its place, and nothing runs.
+    let status = system.wait_for("the fault is told", |status| {
+        status["notices"]
+            .to_string()
+            .contains("policy.toml:7: high: unknown field")
+    });
+    assert!(
+        status["notices"].to_string().contains("no rule runs"),
+        "{status:#}"
+    );
+    let mended = rules.replace("high = 3", "daily = \"00:00\"");
+    fs::write(&policy, &mended).expect("a policy");
+    let _ = system.wait_for("the fault is mended", |status| {
+        !status["notices"].to_string().contains("policy.toml")
+    });
+    let file = system.at("project/a");
+    let file = file.to_str().expect("a name");
+    let why = system.tierctl(&["policy", "explain", file]).done();
+    assert!(
+        why.stdout.contains("rule project-stays would pin it"),
+        "{why}"
+    );
+    let ran = system.tierctl(&["policy", "run", "project-stays"]).done();
+    assert!(
+        ran.stdout.starts_with("rule project-stays: pinned 1 file"),
+        "{ran}"
+    );
+    assert_eq!(found(&system, "pinned"), ["project/a"]);
+    // Midnight has passed when the rule's time is a minute ago: at a time that comes, it runs by itself.
+    let every = rules.replace("high = 3", "every = \"1m\"");
+    fs::write(&policy, every).expect("a policy");
+    write(&system, "project/late", 1000);
+    system.sync_all();
+    let end = Instant::now() + Duration::from_secs(150);
+    while found(&system, "pinned").len() < 2 {
+        assert!(
+            Instant::now() < end,
+            "the rule does not run: {:#}",
+            system.status()
+        );
+        thread::sleep(Duration::from_secs(1));
+    }
+    let notices: Value = system.status()["notices"].clone();
+    assert!(
+        !notices.to_string().contains("project-stays"),
+        "{notices:#}"
+    );
+}
