@@ -632,10 +632,6 @@ impl Core for Service {
         })
     }
 
-    fn mount(&self) -> PathBuf {
-        self.config.mount.clone()
-    }
-
     fn files(&self) -> Result<tierfs::files::Files, CoreError> {
         self.open_files()
     }

@@ -109,7 +109,7 @@ fn what_is_found_is_true() {
     write(&system, "video/new.mkv", 200_000);
     write(&system, "small", 10);
     touch(&old, "2020-01-02T03:04:05Z");
-    fs::hard_link(&old, system.at("zz")).expect("a link");
+    fs::hard_link(&old, system.at("video/zz")).expect("a link");
     system.sync_all();
     assert_eq!(
         found(&system, "path glob 'video/*' and age(mtime) > days(365)"),
@@ -236,4 +236,94 @@ high = 3
         !notices.to_string().contains("project-stays"),
         "{notices:#}"
     );
+}
+
+/// Files on disk, by the blocks that they have.
+fn on_disk(path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    fs::symlink_metadata(path).expect("the file").blocks() > 64
+}
+
+#[test]
+fn a_full_disk_is_emptied_to_the_low_watermark() {
+    let home = hsm_tests::home::Home::new();
+    let policy = home.at("policy.toml");
+    // What was written first is the coldest.
+    let rules = r#"
+[[rule]]
+name = "room"
+action = "release"
+condition = "path glob 'big/*'"
+weight = "age(mtime)"
+high_watermark = 40
+low_watermark = 30
+
+[[rule]]
+name = "back"
+action = "recall"
+condition = "path glob 'big/*'"
+max_files = 2
+"#;
+    let system = Setup::new(Kind::Ext4)
+        .exposed()
+        .with("policies", &format!("{:?}", policy.display().to_string()))
+        .start();
+    fs::write(&policy, rules).expect("a policy");
+    let used = || {
+        let stat = nix::sys::statvfs::statvfs(system.root()).expect("statvfs");
+        let used = stat.blocks() - stat.blocks_free();
+        used * 100 / (used + stat.blocks_available())
+    };
+    let mut files = Vec::new();
+    let mut content = std::collections::BTreeMap::new();
+    while used() < 38 {
+        let path = write(
+            &system,
+            &format!("big/{:03}", files.len()),
+            (8 << 20) + files.len(),
+        );
+        let hours = 500 - files.len();
+        touch(&path, &format!("{hours} hours ago"));
+        content.insert(path.clone(), fs::read(&path).expect("read"));
+        files.push(path);
+    }
+    system.sync_all();
+    assert!(
+        files.iter().all(|path| on_disk(path)),
+        "below the high watermark"
+    );
+    while used() < 42 {
+        let path = write(
+            &system,
+            &format!("big/{:03}", files.len()),
+            (8 << 20) + files.len(),
+        );
+        content.insert(path.clone(), fs::read(&path).expect("read"));
+        files.push(path);
+    }
+    system.sync_all();
+    eventually("the low watermark is reached", || used() <= 31);
+    let stubs = files.iter().filter(|path| !on_disk(path)).count();
+    assert!(
+        stubs > 0 && stubs < files.len(),
+        "{stubs} of {}",
+        files.len()
+    );
+    assert!(
+        files[..stubs].iter().all(|path| !on_disk(path)),
+        "the coldest go first"
+    );
+    // And back, as far as the rule goes; the bytes are what they were.
+    let ran = system.tierctl(&["policy", "run", "back"]).done();
+    assert!(
+        ran.stdout.starts_with("rule back: recalled 2 files"),
+        "{ran}"
+    );
+    for (path, bytes) in &content {
+        assert!(
+            fs::read(path).expect("read") == *bytes,
+            "{}",
+            path.display()
+        );
+    }
 }

@@ -65,9 +65,6 @@ pub trait Core: Send + Sync + 'static {
     /// The last folded transaction and the digest of the catalog's logical tables.
     fn catalog_digest(&self) -> Result<(Option<u64>, String), CoreError>;
 
-    /// Where the watched filesystem is mounted.
-    fn mount(&self) -> PathBuf;
-
     /// The view of files, for the caller's thread.
     fn files(&self) -> Result<tierfs::files::Files, CoreError>;
 

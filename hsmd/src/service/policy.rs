@@ -1,7 +1,7 @@
 //! What policies, searches and pins ask of the daemon.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
@@ -14,6 +14,8 @@ use tierfs::{FileId, Lsn, Time};
 use super::{Service, TICK};
 use crate::committer::Asked;
 use crate::control::{Core, CoreError};
+use crate::sys::handle::Handle;
+use crate::tier::recall::Outcome;
 
 /// A rule that migrates waits so long for the volumes; then its files count as failed.
 const MIGRATE_PATIENCE: Duration = Duration::from_mins(10);
@@ -94,9 +96,60 @@ impl Service {
         match action {
             Action::Pin => self.log_pins(files, true).map(|_| Vec::new()),
             Action::Migrate => self.migrate(files, cancelled),
-            Action::Release | Action::Recall => Err(CoreError::Unavailable(format!(
-                "this hsmd cannot {action} files by a rule yet: nothing was done; `tierctl policy run --dry-run` says what would be"
-            ))),
+            Action::Release => self.release(files),
+            Action::Recall => self.recall(files, cancelled),
+        }
+    }
+
+    fn release(&self, files: &[FileId]) -> Result<Vec<(FileId, String)>, CoreError> {
+        let mut failed = Vec::new();
+        self.tier()?.release(files, &mut |file, result| {
+            if let Err(refused) = result {
+                failed.push((file, refused.to_string()));
+            }
+        })?;
+        Ok(failed)
+    }
+
+    /// Recalls files, and waits for them.
+    fn recall(
+        &self,
+        files: &[FileId],
+        cancelled: &AtomicBool,
+    ) -> Result<Vec<(FileId, String)>, CoreError> {
+        let (tier, reader) = (self.tier()?, self.catalog()?);
+        let (tell, told) = mpsc::channel();
+        let mut failed = Vec::new();
+        for file in files {
+            let handle = reader.queries().inode(*file)?.and_then(|row| row.handle);
+            let Some(Ok(handle)) = handle.map(|bytes| Handle::from_bytes(&bytes)) else {
+                failed.push((*file, "it is gone".to_owned()));
+                continue;
+            };
+            match tier.place_of_stub(&handle) {
+                Ok(Some(place)) => {
+                    let (tell, file) = (tell.clone(), *file);
+                    // As root: the bound on who waits is for users.
+                    tier.recall(&handle, 0, place, move |outcome| {
+                        let _ = tell.send((file, outcome));
+                    });
+                }
+                Ok(None) => {}
+                Err(error) => failed.push((*file, error.to_string())),
+            }
+        }
+        drop(tell);
+        loop {
+            match told.recv_timeout(TICK) {
+                Ok((file, Outcome::Failed(_, why))) => failed.push((file, why)),
+                Ok((_, Outcome::Whole { .. })) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(failed),
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    if cancelled.load(Ordering::Relaxed) {
+                        return Err(CoreError::Cancelled("the recall"));
+                    }
+                }
+            }
         }
     }
 
