@@ -383,7 +383,6 @@ mod tests {
                                 quote = None;
                             }
                         }
-                        (Some(_), _) => {}
                         (None, '[') => quote = Some(']'),
                         (None, '\'' | '"' | '`') => quote = Some(c),
                         (None, '(') => depth += 1,

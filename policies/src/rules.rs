@@ -152,11 +152,11 @@ pub struct Policy {
 #[error("{file}:{line}: {}{key}: {why}; {advice}", rule.as_ref().map(|rule| format!("rule {rule}: ")).unwrap_or_default())]
 pub struct PolicyError {
     /// The file.
-    pub file: String,
+    pub file: Box<str>,
     /// Counted from 1.
     pub line: usize,
     /// The rule, where it is one and has a name.
-    pub rule: Option<String>,
+    pub rule: Option<Box<str>>,
     /// The key, or the text of the line.
     pub key: String,
     /// What is wrong.
@@ -246,9 +246,9 @@ impl Policy {
             _ => (rule.condition_line, &rule.condition),
         };
         PolicyError {
-            file: self.file.clone(),
+            file: self.file.as_str().into(),
             line,
-            rule: Some(rule.name.clone()),
+            rule: Some(rule.name.as_str().into()),
             key: key.to_owned(),
             why: located(expression.text(), fault),
             advice: fault.advice.clone(),
@@ -293,9 +293,9 @@ impl Source<'_> {
         advice: impl Into<String>,
     ) -> PolicyError {
         PolicyError {
-            file: self.file.to_owned(),
+            file: self.file.into(),
             line: self.line(span.start),
-            rule: rule.map(str::to_owned),
+            rule: rule.map(Into::into),
             key: key.to_owned(),
             why: why.into(),
             advice: advice.into(),

@@ -491,8 +491,8 @@ where
 {
     if !request.more || request.oneway {
         let name = request.method.rsplit('.').next();
-        let known = Method::ALL.iter().map(|(known, _)| *known);
-        let name = known.filter(|known| Some(*known) == name).last();
+        let mut known = Method::ALL.iter().map(|(known, _)| *known);
+        let name = known.find(|known| Some(*known) == name);
         return Ok(Err(Failure::ExpectedMore(name.unwrap_or("the method"))));
     }
     let asked: P = match varlink::parameters(request) {
@@ -525,14 +525,14 @@ where
                 while let Ok(part) = from.try_recv() {
                     connection.send(&Reply::continued(serde_json::to_value(part)?)).await?;
                 }
-                return Ok(done.and_then(|done| serde_json::to_value(done).map_err(unwritable)));
+                return Ok(done.and_then(|done| serde_json::to_value(done).map_err(|error| unwritable(&error))));
             }
             () = connection.gone() => return Err(went_away()),
         }
     }
 }
 
-fn unwritable(error: serde_json::Error) -> Failure {
+fn unwritable(error: &serde_json::Error) -> Failure {
     CoreError::Failed(format!("the answer cannot be written: {error}")).into()
 }
 

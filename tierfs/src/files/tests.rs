@@ -467,7 +467,7 @@ fn a_directory_is_added_up() {
     let video = ("video".to_owned(), sums(2, 110, 50, 0, 0));
     let old = ("video/old".to_owned(), sums(1, 10, 10, 0, 0));
     let all = (String::new(), sums(4, 1110, 50, 1000, 1));
-    assert_eq!(below(1, 0), [all.clone()]);
+    assert_eq!(below(1, 0), std::slice::from_ref(&all));
     assert_eq!(below(1, 1), [video.clone(), all.clone()]);
     assert_eq!(below(1, 9), [old, video, all]);
     assert_eq!(usage.of_file(id(12)).unwrap(), sums(1, 1000, 0, 1000, 1));
