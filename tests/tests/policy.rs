@@ -245,6 +245,30 @@ fn on_disk(path: &Path) -> bool {
 }
 
 #[test]
+fn what_is_pinned_is_not_released() {
+    let system = Setup::new(Kind::Ext4).exposed().start();
+    let (kept, free) = (
+        write(&system, "kept", 1 << 20),
+        write(&system, "free", 1 << 20),
+    );
+    system.sync_all();
+    let (kept_name, free_name) = (kept.to_str().expect("ASCII"), free.to_str().expect("ASCII"));
+    let _ = system.tierctl(&["pin", kept_name]).done();
+    let ran = system.tierctl(&["release", kept_name, free_name]);
+    assert!(ran.code == 3 || ran.code == 1, "{ran}");
+    assert!(ran.text().contains("it is pinned"), "{ran}");
+    assert!(on_disk(&kept) && !on_disk(&free));
+    assert_eq!(found(&system, "state = 'migrated'"), ["free"]);
+    let usage = system.tierctl(&["--json", "du", "-s", system.root().to_str().expect("ASCII")]);
+    let usage = usage.done().json();
+    assert_eq!(usage["usage"][0]["released_bytes"], 1 << 20, "{usage}");
+    assert_eq!(usage["usage"][0]["stubs"], 1, "{usage}");
+    let _ = system.tierctl(&["unpin", kept_name]).done();
+    let _ = system.tierctl(&["release", kept_name]).done();
+    assert!(!on_disk(&kept));
+}
+
+#[test]
 fn a_full_disk_is_emptied_to_the_low_watermark() {
     let home = hsm_tests::home::Home::new();
     let policy = home.at("policy.toml");

@@ -79,7 +79,7 @@ pub enum Refused {
     #[error("{0}")]
     NotCopied(String),
     /// It is pinned.
-    #[error("it is pinned")]
+    #[error("it is pinned: `tierctl unpin` lets it be released")]
     Pinned,
     /// The filesystem failed.
     #[error(transparent)]
@@ -219,6 +219,9 @@ impl Release {
         let (Some(version), Kind::Regular, 1..) = (row.content_lsn, row.kind, row.size) else {
             return Err(Refused::Nothing);
         };
+        if queries.is_pinned(file)? {
+            return Err(Refused::Pinned);
+        }
         if row.fuzzy {
             return Err(Refused::Fuzzy);
         }
