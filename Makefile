@@ -53,7 +53,7 @@ demo:
 
 bench:
 	tests/setup.sh bench
-	$(CARGO) build --release --locked -p hsmd -p replay --bins
+	$(CARGO) build --release --locked -p hsmd -p replay -p hsm-tests --bins
 	HSM_BIN=$(abspath $(RELEASE)) tests/bench/bench.sh $(ROWS)
 
 # The plain text of the formats' manuals, which every volume carries (needs mandoc).

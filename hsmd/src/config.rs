@@ -11,6 +11,7 @@ use std::ops::{Range, RangeInclusive};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use policies::units::BYTES as SIZE_UNITS;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -675,26 +676,9 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     Some(Duration::from_millis(number.checked_mul(*millis)?))
 }
 
-const SIZE_UNITS: [(&str, u64); 12] = [
-    ("", 1),
-    ("B", 1),
-    ("KiB", 1 << 10),
-    ("MiB", 1 << 20),
-    ("GiB", 1 << 30),
-    ("TiB", 1 << 40),
-    ("PiB", 1 << 50),
-    ("kB", 1000),
-    ("MB", 1_000_000),
-    ("GB", 1_000_000_000),
-    ("TB", 1_000_000_000_000),
-    ("PB", 1_000_000_000_000_000),
-];
-
 /// "512", "64MiB", "1GB".
 pub fn parse_size(text: &str) -> Option<u64> {
-    let (number, unit) = split_number(text)?;
-    let (_, bytes) = SIZE_UNITS.iter().find(|(name, _)| *name == unit)?;
-    number.checked_mul(*bytes)
+    policies::units::bytes(text)
 }
 
 /// A size in the largest unit of 1024 that divides it.

@@ -10,7 +10,7 @@ const SECONDS: [(&str, u64); 5] = [
 ];
 
 /// Units of size and their bytes.
-const BYTES: [(&str, u64); 12] = [
+pub const BYTES: [(&str, u64); 12] = [
     ("", 1),
     ("B", 1),
     ("KiB", 1 << 10),

@@ -22,6 +22,7 @@ ROWS = {
     "overwrite": rows_daemon.overwrite,
     "memory": rows_daemon.memory,
     "stubs": rows_daemon.stubs,
+    "scan": rows_daemon.scan,
     "latency": rows_daemon.latency,
     "idle": rows_daemon.idle,
 }

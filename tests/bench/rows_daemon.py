@@ -14,6 +14,8 @@ OVERWRITE_GOAL_KIB = 72
 MEMORY_GOAL_MIB = 300
 STARTUP_GOAL_S = 15.0
 STUBS_GOAL_S = 60.0
+SCAN_GOAL_S = 10.0
+SCAN_FILES = 10_000_000
 # "Linear": four times the files may take this many times as long.
 LINEAR_GOAL = 4.6
 LATENCY_GOAL_S = 1.0
@@ -168,6 +170,28 @@ def stubs(bench: Bench) -> list[Row]:
         Row(
             "`replay --stubs` of 1 M files onto a fresh ext4, until hsmd gives a file's bytes", "",
             f"≤ {STUBS_GOAL_S:.0f} s", f"{wall:.1f} s ({median(made_in):.1f} s of it replay)", wall <= STUBS_GOAL_S,
+        )
+    ]
+
+
+def scan(bench: Bench) -> list[Row]:
+    """A policy's question about size and age to a made-up catalog of ten million files."""
+    if bench.baselines:
+        return []
+    seconds: dict[str, list[float]] = {}
+    for _ in range(bench.rounds):
+        lines = run([str(bench.binaries / "scan"), str(SCAN_FILES), str(bench.work)]).stdout
+        for line in lines.splitlines():
+            answer = json.loads(line)
+            seconds.setdefault(answer["question"], []).append(answer["seconds"])
+    note(f"scan of {SCAN_FILES:,} files: {seconds}")
+    walls = {question: median(walls) for question, walls in seconds.items()}
+    wall = walls.pop("size and age")
+    others = ", ".join(f"{question} {other:.1f} s" for question, other in walls.items())
+    return [
+        Row(
+            "a rule's search by size and age over 10 M files", "", f"≤ {SCAN_GOAL_S:.0f} s",
+            f"{wall:.1f} s ({others})", wall <= SCAN_GOAL_S,
         )
     ]
 

@@ -59,7 +59,7 @@ impl Engine {
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 while !stopper.0.stopping() {
-                    std::thread::sleep(Duration::from_millis(100));
+                    stopper.0.wait_for_progress(TICK);
                 }
                 stopper.1.store(true, std::sync::atomic::Ordering::Relaxed);
             });
@@ -67,7 +67,8 @@ impl Engine {
                 self.turn(&cancelled);
                 let next = Instant::now() + TICK;
                 while Instant::now() < next && !self.shared.stopping() {
-                    std::thread::sleep(Duration::from_millis(100));
+                    let left = next.saturating_duration_since(Instant::now());
+                    self.shared.wait_for_progress(left);
                 }
             }
         });

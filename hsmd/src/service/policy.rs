@@ -15,6 +15,7 @@ use super::{Service, TICK};
 use crate::committer::Asked;
 use crate::control::{Core, CoreError};
 use crate::sys::handle::Handle;
+use crate::sys::io;
 use crate::tier::recall::Outcome;
 
 /// A rule that migrates waits so long for the volumes; then its files count as failed.
@@ -108,6 +109,13 @@ impl Service {
                 failed.push((file, refused.to_string()));
             }
         })?;
+        // btrfs counts space as free when the transaction that gave it back is committed, up to half a
+        // minute later: until then it would seem that more must be released.
+        if self.fs_type == "btrfs"
+            && let Err(error) = io::syncfs(self.mount.root())
+        {
+            tracing::warn!(%error, "released space is not free yet");
+        }
         Ok(failed)
     }
 

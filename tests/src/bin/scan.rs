@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use hsm_tests::report::say;
+use hsm_tests::report::output;
 use rusqlite::Connection;
 use tierfs::catalog::Catalog;
 use tierfs::files::{Files, Limits, Select, View};
@@ -72,7 +72,7 @@ fn main() -> Result<()> {
         })?;
         let seconds = begun.elapsed().as_secs_f64();
         ensure!(hits > 0, "{condition} finds nothing");
-        say(format_args!(
+        output(format_args!(
             "{{\"question\": \"{name}\", \"rows\": {rows}, \"hits\": {hits}, \"seconds\": {seconds:.3}}}"
         ));
     }
