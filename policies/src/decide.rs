@@ -61,29 +61,40 @@ pub fn next_run(schedule: Schedule, last: Option<i64>, begun: i64, offset: i64) 
     }
 }
 
-/// What one run may still do.
+/// What one run may still do. It may take several passes: what a file's size promises to free is not always
+/// what becomes free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
     files: u64,
     bytes: u64,
     taken: (u64, u64),
+    /// Of this pass: bytes wanted and taken.
+    pass: (u64, u64),
 }
 
 impl Budget {
-    /// Of a rule, where `to_free` bytes are wanted (`None`: all that it finds).
+    /// Of a rule, for a first pass in which `to_free` bytes are wanted (`None`: all that it finds).
     pub fn new(rule: &Rule, to_free: Option<u64>) -> Self {
         Self {
             files: rule.max_files.unwrap_or(u64::MAX),
-            bytes: rule
-                .max_bytes
-                .unwrap_or(u64::MAX)
-                .min(to_free.unwrap_or(u64::MAX)),
+            bytes: rule.max_bytes.unwrap_or(u64::MAX),
             taken: (0, 0),
+            pass: (to_free.unwrap_or(u64::MAX), 0),
         }
     }
 
-    /// Whether another file belongs to the run.
+    /// Begins another pass, in which `to_free` bytes are wanted.
+    pub fn again(&mut self, to_free: u64) {
+        self.pass = (to_free, 0);
+    }
+
+    /// Whether another file belongs to the pass.
     pub fn wants_more(&self) -> bool {
+        self.may_go_on() && self.pass.1 < self.pass.0
+    }
+
+    /// Whether the run's own limits allow another file.
+    pub fn may_go_on(&self) -> bool {
         self.taken.0 < self.files && self.taken.1 < self.bytes
     }
 
@@ -91,6 +102,7 @@ impl Budget {
     pub fn take(&mut self, bytes: u64) {
         self.taken.0 += 1;
         self.taken.1 = self.taken.1.saturating_add(bytes);
+        self.pass.1 = self.pass.1.saturating_add(bytes);
     }
 
     /// Files and bytes taken.

@@ -8,6 +8,7 @@ pub mod engine;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,6 +30,8 @@ const FILES_PER_RUN: usize = 200_000;
 const BATCH_FILES: usize = 256;
 /// Files of so many bytes together, likewise.
 const BATCH_BYTES: u64 = 16 << 30;
+/// A rule looks again, so many times, whether the low watermark is reached.
+const PASSES_MAX: usize = 5;
 /// A search that takes longer is ended.
 pub const SEARCH_TIME: Duration = Duration::from_mins(10);
 
@@ -166,7 +169,8 @@ pub fn run(
         return Ok(done);
     }
     let mut budget = Budget::new(rule, to_free);
-    let hits = find(core, policy, rule, &mut budget, how, &mut done)?;
+    let mut tried = HashSet::new();
+    let hits = find(core, policy, rule, &mut budget, how, &tried, &mut done)?;
     if how.dry {
         for hit in hits {
             (done.files, done.bytes) = (done.files + 1, done.bytes + hit.size);
@@ -176,7 +180,29 @@ pub fn run(
         }
         return Ok(done);
     }
-    act(core, policy, rule, how, &hits, &mut done, each)?;
+    tried.extend(hits.iter().map(|hit| hit.file));
+    let mut go_on = act(core, policy, rule, how, &hits, &mut done, each)?;
+    for _ in 1..PASSES_MAX {
+        let Some(more) = rule.watermarks.filter(|_| go_on.is_continue()) else {
+            break;
+        };
+        let low = Watermarks {
+            high: more.low,
+            low: more.low,
+        };
+        // Holes and shared extents free less than the size says.
+        let still = core.usage()?.to_free(low).unwrap_or(0);
+        if still == 0 || !budget.may_go_on() || done.gave_up {
+            break;
+        }
+        budget.again(still);
+        let hits = find(core, policy, rule, &mut budget, how, &tried, &mut done)?;
+        if hits.is_empty() {
+            break;
+        }
+        tried.extend(hits.iter().map(|hit| hit.file));
+        go_on = act(core, policy, rule, how, &hits, &mut done, each)?;
+    }
     Ok(done)
 }
 
@@ -219,6 +245,7 @@ fn find(
     rule: &Rule,
     budget: &mut Budget,
     how: &How,
+    tried: &HashSet<FileId>,
     done: &mut Done,
 ) -> Result<Vec<Hit>, CoreError> {
     let statement = Statement::of(policy, rule);
@@ -233,7 +260,11 @@ fn find(
         cancelled: Some(&how.cancelled),
     };
     let mut hits = Vec::new();
+    done.left = false;
     core.files()?.select(&select, &limits, &mut |hit| {
+        if tried.contains(&hit.file) {
+            return ControlFlow::Continue(());
+        }
         if !budget.wants_more() || hits.len() >= FILES_PER_RUN {
             done.left = true;
             return ControlFlow::Break(());
@@ -253,7 +284,7 @@ fn act(
     hits: &[Hit],
     done: &mut Done,
     each: &mut dyn FnMut(Step) -> ControlFlow<()>,
-) -> Result<(), CoreError> {
+) -> Result<ControlFlow<()>, CoreError> {
     let mut rest = hits;
     while !rest.is_empty() {
         if how.cancelled.load(Ordering::Relaxed) {
@@ -278,11 +309,11 @@ fn act(
             }
             if each(Step { hit: *hit, error }).is_break() {
                 done.left |= !rest.is_empty();
-                return Ok(());
+                return Ok(ControlFlow::Break(()));
             }
         }
     }
-    Ok(())
+    Ok(ControlFlow::Continue(()))
 }
 
 fn batch_len(hits: &[Hit]) -> usize {

@@ -116,6 +116,12 @@ fn others_may_do_nothing_else() {
         &["volume", "verify", "4f00aa11bb22cc33"],
         &["catalog", "digest"],
         &["events"],
+        &["find", "1"],
+        &["du", path],
+        &["pin", path],
+        &["unpin", path],
+        &["policy", "run"],
+        &["policy", "explain", path],
     ] {
         let answer = as_user(&daemon, UID, words);
         assert_eq!(answer.code, 2, "{words:?}: {}{}", answer.out, answer.err);

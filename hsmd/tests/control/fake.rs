@@ -140,6 +140,8 @@ pub struct Fake {
     pub acted: Mutex<Vec<(String, u64)>>,
     /// Files on which every action fails.
     pub fails_on: Mutex<Vec<u64>>,
+    /// Per cent of the filesystem in use; each released file takes some off.
+    pub used: AtomicU64,
     subscribers: Mutex<Vec<(Sender<Event>, u64)>>,
 }
 
@@ -297,8 +299,8 @@ impl Core for Fake {
 
     fn usage(&self) -> Result<policies::decide::Usage, CoreError> {
         Ok(policies::decide::Usage {
-            used: 95,
-            available: 5,
+            used: self.used.load(Ordering::SeqCst),
+            available: 100 - self.used.load(Ordering::SeqCst),
         })
     }
 
@@ -322,6 +324,10 @@ impl Core for Fake {
             .iter()
             .map(|file| (action.word().to_owned(), file.get()));
         self.acted.lock().unwrap().extend(new);
+        if action == policies::Action::Release {
+            let each = 10 * files.len() as u64;
+            self.used.fetch_sub(each, Ordering::SeqCst);
+        }
         let fails = self.fails_on.lock().unwrap();
         let failed = files.iter().filter(|file| fails.contains(&file.get()));
         Ok(failed
@@ -378,6 +384,7 @@ impl Daemon {
             policy: dir.path().join("policy.toml"),
             acted: Mutex::default(),
             fails_on: Mutex::default(),
+            used: AtomicU64::new(95),
             subscribers: Mutex::default(),
         });
         let socket = dir.path().join("control.sock");

@@ -339,3 +339,26 @@ fn a_policy_is_checked_without_a_daemon() {
         bad.err
     );
 }
+
+/// A file's size promises more than what is freed when it goes: holes, shared extents.
+#[test]
+fn a_rule_looks_again_whether_the_low_watermark_is_reached() {
+    let daemon = Daemon::start();
+    let rule = "[[rule]]\nname = \"room\"\naction = \"release\"\ncondition = \"1\"\nweight = \"size\"\n\
+                high_watermark = 90\nlow_watermark = 50\n";
+    let releases = |rule: &str| {
+        daemon
+            .core
+            .used
+            .store(95, std::sync::atomic::Ordering::SeqCst);
+        daemon.core.acted.lock().unwrap().clear();
+        std::fs::write(&daemon.core.policy, rule).unwrap();
+        let ran = run(&mut daemon.tierctl(&["policy", "run"]));
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        let acted = daemon.core.acted.lock().unwrap();
+        acted.iter().map(|(_, file)| *file).collect::<Vec<_>>()
+    };
+    assert_eq!(releases(rule), [5, 3]);
+    assert_eq!(releases(&format!("{rule}max_files = 1\n")), [5]);
+    assert_eq!(releases(&rule.replace("50", "89")), [5]);
+}

@@ -234,6 +234,14 @@ fn a_run_has_its_limits() {
     assert_eq!(run(None, 60), (2, 120));
     assert_eq!(run(Some(30), 20), (2, 40));
     assert_eq!(run(Some(0), 20), (0, 0));
+    let mut budget = Budget::new(rule, Some(10));
+    budget.take(10);
+    assert!(!budget.wants_more() && budget.may_go_on());
+    budget.again(5);
+    assert!(budget.wants_more());
+    budget.take(4);
+    budget.take(1);
+    assert!(!budget.wants_more() && !budget.may_go_on(), "three files");
 }
 
 #[test]

@@ -5,11 +5,13 @@
 //! Prints a line of JSON for each question, in the order in which they were asked.
 
 use std::ops::ControlFlow;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use hsm_tests::report::output;
+use hsmd::sys::pagecache::drop_cached;
 use rusqlite::Connection;
 use tierfs::catalog::Catalog;
 use tierfs::files::{Files, Limits, Select, View};
@@ -18,8 +20,12 @@ use tierfs::{LogId, Lsn};
 
 const NOW: i64 = 1_700_000_000;
 
-/// Names and conditions. The first is the one of the goal.
-const QUESTIONS: [(&str, &str, Option<&str>); 5] = [
+/// Before this one the catalog leaves the page cache.
+const COLD: &str = "size and age, nothing cached";
+
+/// Names and conditions. The second is the one of the goal.
+const QUESTIONS: [(&str, &str, Option<&str>); 6] = [
+    (COLD, "size > mib(100) and age(mtime) > days(30)", None),
     (
         "size and age",
         "size > mib(100) and age(mtime) > days(30)",
@@ -63,6 +69,11 @@ fn main() -> Result<()> {
             weight,
             params: &[],
         };
+        if name == COLD {
+            let file = std::fs::File::open(&path)?;
+            file.sync_all()?;
+            drop_cached(file.as_fd(), 0, 0)?;
+        }
         let begun = Instant::now();
         let mut files = Files::open(&path, &view)?;
         let mut hits = 0_u64;
