@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use tierfs::catalog::{InodeRow, Listed, Queries};
 use tierfs::ids::{FileId, LogId};
-use tierfs::record::Kind;
+use tierfs::record::{Bits, Kind};
 use tierfs::stub::{StubMark, XATTR};
 
 use crate::dirs::{Dir, DirNames};
@@ -44,6 +44,7 @@ pub fn mark(log_id: LogId, inode: &InodeRow, handle: Vec<u8>) -> Option<StubMark
         mtime: inode.mtime,
         handle,
         moving: false,
+        seals: Bits(0),
     })
 }
 

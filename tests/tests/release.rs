@@ -104,7 +104,7 @@ fn comes_back(kind: Kind) {
             system.at("dir/below/large").to_str().expect("ASCII"),
         ])
         .done();
-    let versions = shown.json()["versions"].as_array().map_or(0, Vec::len);
+    let versions = shown.json()["list"].as_array().map_or(0, Vec::len);
     assert_eq!(versions, 1, "{shown}\nbefore the release: LSN {lsn}");
     system.check(&format!("{kind}: after release and recall"));
     names_recall_nothing(&system, kind);

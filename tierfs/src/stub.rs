@@ -11,6 +11,7 @@
 use crate::cbor::{self, CborError};
 use crate::cbor_map;
 use crate::ids::{FileId, LogId, Lsn, Time};
+use crate::record::Bits;
 
 /// The attribute's name.
 pub const XATTR: &str = "trusted.hsm";
@@ -34,6 +35,9 @@ cbor_map! {
         /// Data is on its way out or in: until that has ended the file's own modification time is that
         /// of our last step, and `mtime` counts.
         12 => moving: bool,
+        /// Flags (`FS_IMMUTABLE_FL`, `FS_APPEND_FL`) that are off while its data comes back, and are the
+        /// file's all the same.
+        14 => seals: Bits,
     }
 }
 
@@ -66,6 +70,7 @@ mod tests {
             },
             handle: vec![1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8],
             moving: true,
+            seals: Bits(0),
         })
     }
 

@@ -208,6 +208,7 @@ impl<S: DataSink> FileExam<'_, S> {
             // The time is that of a release's or recall's last step.
             facts.stat.mtime = (mark.mtime.seconds, mark.mtime.nanos);
         }
+        facts.flags |= mark.seals.0;
         facts.hollow = !is_logged;
         facts.certainty = if is_logged {
             Certainty::Sure

@@ -129,24 +129,22 @@ fn read_raw(fd: BorrowedFd<'_>) -> Result<Option<u32>, Error> {
     Ok(bytes.first_chunk::<4>().map(|int| u32::from_ne_bytes(*int)))
 }
 
-/// What keeps a file from being changed, taken off for a moment.
-#[derive(Debug)]
-#[must_use = "the flags must be put back"]
-pub struct Unsealed(Option<Flags>);
+/// The flags that keep a file from being changed: immutable, append-only.
+const SEALS: u32 = 0x30;
 
-/// Makes an immutable or append-only file changeable, until [`Unsealed::restore`].
-pub fn unseal(fd: BorrowedFd<'_>) -> Result<Unsealed, Error> {
-    const SEALS: u32 = 0x30;
+/// Takes the flags off that keep an open file from being changed; gives them.
+pub fn unseal(fd: BorrowedFd<'_>) -> Result<u32, Error> {
     let Some(flags) = read(fd)?.filter(|flags| flags.0 & SEALS != 0) else {
-        return Ok(Unsealed(None));
+        return Ok(0);
     };
     write(fd, Flags(flags.0 & !SEALS))?;
-    Ok(Unsealed(Some(flags)))
+    Ok(flags.0 & SEALS)
 }
 
-impl Unsealed {
-    /// Puts the flags back.
-    pub fn restore(self, fd: BorrowedFd<'_>) -> Result<(), Error> {
-        self.0.map_or(Ok(()), |flags| write(fd, flags))
+/// Puts flags back that [`unseal`] took off.
+pub fn seal(fd: BorrowedFd<'_>, seals: u32) -> Result<(), Error> {
+    match read(fd)? {
+        Some(flags) if seals & SEALS != 0 => write(fd, Flags(flags.0 | seals & SEALS)),
+        _ => Ok(()),
     }
 }

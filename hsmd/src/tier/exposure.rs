@@ -7,11 +7,16 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use std::time::{Duration, Instant};
+
 use crate::config::Config;
 use crate::daemon::{Refusal, refuse};
 use crate::sys::mount::{self, Mount, Unexposed, is_device_used, mounts};
 use crate::sys::permission::{Asked, PermissionGroup};
 use crate::sys::superblock;
+
+/// How long a device may stay in use after its last mount is gone.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The filesystem's device and public place.
 #[derive(Clone, Debug)]
@@ -135,7 +140,13 @@ impl Exposure {
                 ));
             }
         }
-        if is_device_used(&self.device).map_err(sys)? {
+        // What a killed daemon had of it goes a moment after the daemon.
+        let patience = Instant::now() + PATIENCE;
+        while is_device_used(&self.device).map_err(sys)? {
+            if Instant::now() < patience {
+                std::thread::sleep(Duration::from_millis(20));
+                continue;
+            }
             return Err(refuse(
                 self.device.display(),
                 "it is in use: mounted in another mount namespace (a container), or held by another program",

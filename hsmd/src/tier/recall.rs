@@ -9,11 +9,12 @@
 //! The queue is fair between users, and in the order of the log within a user's files.
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use tierfs::record::Bits;
 use tierfs::residency::Residency;
 use tierfs::stub::StubMark;
 use tierfs::{FileId, LogId};
@@ -36,6 +37,8 @@ use crate::sys::{Error, flags, io, lease, space};
 const ONE_BY_ONE: usize = 8;
 /// How long recalled files gather before they are made durable, unless somebody waits for it.
 const GATHER: Duration = Duration::from_millis(50);
+/// How often it is asked whether a recalled file is still in use.
+const IN_USE: Duration = Duration::from_millis(200);
 /// How long a recall that could not be served rests.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Files that finish at once.
@@ -60,7 +63,7 @@ enum Waiter {
         id: u64,
         attempt: Attempt,
         since: Instant,
-        /// Kept only where it says whether anybody writes.
+        /// Says whether anybody writes, once the bytes are there.
         fd: Option<OwnedFd>,
     },
     /// Somebody who asked for the recall, and is told when the file is durable.
@@ -87,7 +90,6 @@ struct Queue {
     /// What could not be served, and when it is tried again.
     later: Vec<(Instant, u32, u64, Handle)>,
     there: Vec<(Handle, Instant)>,
-    hurry: bool,
     arrivals: u64,
     closed: bool,
 }
@@ -207,7 +209,7 @@ impl Recall {
         };
         let mut queue = lock(&self.queue);
         if let Some(State::There { waiters, .. }) = queue.states.get_mut(&handle) {
-            if self.may_go_on(attempt, Some(&fd)) {
+            if Self::may_go_on(attempt, &fd) {
                 drop(queue);
                 drop(fd);
                 (self.answer)(id, Answer::Allow);
@@ -219,7 +221,7 @@ impl Recall {
                 since: Instant::now(),
                 fd: None,
             });
-            queue.hurry = true;
+            drop(fd);
             self.finish.notify_one();
             return;
         }
@@ -228,12 +230,11 @@ impl Recall {
             Ok(Marked::Stub(mark)) => mark.version.get(),
             _ => 0,
         };
-        let wants_fd = matches!(attempt, Attempt::Access(_));
         let waiter = Waiter::Access {
             id,
             attempt,
             since: Instant::now(),
-            fd: wants_fd.then_some(fd),
+            fd: Some(fd),
         };
         self.want(queue, handle, uid, place, waiter);
     }
@@ -253,6 +254,8 @@ impl Recall {
         let mut queue = lock(&self.queue);
         if let Some(State::There { waiters, .. }) = queue.states.get_mut(handle) {
             waiters.push(waiter);
+            drop(queue);
+            self.finish.notify_one();
             return;
         }
         self.want(queue, handle.clone(), uid, place, waiter);
@@ -278,20 +281,12 @@ impl Recall {
         self.wake.notify_one();
     }
 
-    /// Whether an access may go on while the file's mark is still there: reading may.
-    fn may_go_on(&self, attempt: Attempt, fd: Option<&OwnedFd>) -> bool {
-        if !self.parts.residents.asked().pre_access {
-            // Opening is all that is told of, and it may be for writing.
-            return false;
-        }
-        match attempt {
-            Attempt::Open | Attempt::Exec => true,
-            // Cutting a file by its path gives no range.
-            Attempt::Access(None | Some((_, 0))) => false,
-            Attempt::Access(Some(_)) => {
-                fd.is_some_and(|fd| lease::nobody_writes(fd.as_fd()).unwrap_or(false))
-            }
-        }
+    /// Whether an access may go on while the file's mark is still there: reading may. Who opens a file
+    /// for writing counts as a writer already while he waits.
+    fn may_go_on(attempt: Attempt, fd: &OwnedFd) -> bool {
+        // Cutting a file by its path opens nothing, and gives no range.
+        let cuts = matches!(attempt, Attempt::Access(None | Some((_, 0))));
+        !cuts && lease::nobody_writes(fd.as_fd()).unwrap_or(false)
     }
 
     // ---- the work -----------------------------------------------------------------------------------
@@ -342,44 +337,50 @@ impl Recall {
 
     /// Fills the file; `None`: it is whole, or gone.
     fn fill(&self, handle: &Handle) -> Result<Option<u64>, FillError> {
-        let Some(fd) = self.open_for_writing(handle)? else {
+        let root = self.parts.mount.root();
+        let Opened::Fd(held) = open_by_handle(root, handle.as_ref(), io::READ)? else {
             return Ok(None);
         };
-        match mark::look(fd.as_fd(), self.parts.log_id)? {
-            Marked::Whole => Ok(None),
-            Marked::Suspect(why) => Err(FillError::Suspect(why)),
-            Marked::Stub(mark) => {
-                let filler = Filler {
-                    fetcher: &self.parts.fetcher,
-                    catalog: &self.parts.catalog,
-                };
-                filler.fill(fd.as_fd(), &mark).map(Some)
-            }
+        let mut mark = match mark::look(held.as_fd(), self.parts.log_id)? {
+            Marked::Whole => return Ok(None),
+            Marked::Suspect(why) => return Err(FillError::Suspect(why)),
+            Marked::Stub(mark) => mark,
+        };
+        // Who made a stub immutable did not mean that it cannot be read any more. Its flags are in the
+        // mark as long as they are off.
+        let seals = flags::unseal(held.as_fd())?;
+        if seals != 0 {
+            mark.seals.0 |= seals;
+            space::set_mark(held.as_fd(), &mark.to_bytes())?;
         }
+        let filled = self.fill_marked(handle, &mark);
+        if filled.is_err() && mark.seals.0 != 0 {
+            self.seal_again(held.as_fd())?;
+        }
+        filled
     }
 
-    /// On the private mount. A file that was made immutable is changeable while it is opened.
-    fn open_for_writing(&self, handle: &Handle) -> Result<Option<OwnedFd>, Error> {
+    fn fill_marked(&self, handle: &Handle, mark: &StubMark) -> Result<Option<u64>, FillError> {
         let write = libc::O_RDWR | libc::O_NOFOLLOW | libc::O_NOATIME;
-        let root = self.parts.mount.root();
-        let open = || -> Result<Option<OwnedFd>, Error> {
-            Ok(match open_by_handle(root, handle.as_ref(), write)? {
-                Opened::Fd(fd) => Some(fd),
-                Opened::Stale => None,
-            })
+        let Opened::Fd(fd) = open_by_handle(self.parts.mount.root(), handle.as_ref(), write)?
+        else {
+            return Ok(None);
         };
-        match open() {
-            Err(error) if error.errno() == Some(libc::EPERM) => {
-                let Opened::Fd(fd) = open_by_handle(root, handle.as_ref(), io::READ)? else {
-                    return Ok(None);
-                };
-                let unsealed = flags::unseal(fd.as_fd())?;
-                let opened = open();
-                unsealed.restore(fd.as_fd())?;
-                opened
-            }
-            opened => opened,
+        let filler = Filler {
+            fetcher: &self.parts.fetcher,
+            catalog: &self.parts.catalog,
+        };
+        filler.fill(fd.as_fd(), mark).map(Some)
+    }
+
+    /// The file stays a stub.
+    fn seal_again(&self, fd: BorrowedFd<'_>) -> Result<(), Error> {
+        if let Marked::Stub(mut mark) = mark::look(fd, self.parts.log_id)? {
+            let seals = std::mem::replace(&mut mark.seals, Bits(0));
+            space::set_mark(fd, &mark.to_bytes())?;
+            flags::seal(fd, seals.0)?;
         }
+        Ok(())
     }
 
     fn is_there(&self, handle: &Handle, bytes: u64) {
@@ -391,18 +392,28 @@ impl Recall {
         for waiter in waiters {
             match waiter {
                 Waiter::Access {
-                    id, attempt, fd, ..
-                } if self.may_go_on(attempt, fd.as_ref()) => go_on.push(id),
-                waiter => stay.push(waiter),
+                    id,
+                    attempt,
+                    fd: Some(fd),
+                    ..
+                } if Self::may_go_on(attempt, &fd) => go_on.push(id),
+                Waiter::Access {
+                    id, attempt, since, ..
+                } => stay.push(Waiter::Access {
+                    id,
+                    attempt,
+                    since,
+                    fd: None,
+                }),
+                waiter @ Waiter::Asked { .. } => stay.push(waiter),
             }
         }
-        queue.hurry |= !stay.is_empty();
         let state = State::There {
             bytes,
             waiters: stay,
         };
         queue.states.insert(handle.clone(), state);
-        queue.there.push((handle.clone(), Instant::now()));
+        queue.there.push((handle.clone(), Instant::now() + GATHER));
         drop(queue);
         self.finish.notify_one();
         for id in go_on {
@@ -492,31 +503,27 @@ impl Recall {
         }
     }
 
-    fn next_batch(&self) -> Option<Vec<Handle>> {
+    /// Files to finish, each with whether somebody waits for it.
+    fn next_batch(&self) -> Option<Vec<(Handle, bool)>> {
         let mut queue = lock(&self.queue);
         loop {
-            if queue.closed {
-                // Once more, so that the next worker finds whole files.
-                let rest: Vec<Handle> = queue.there.drain(..).map(|(handle, _)| handle).collect();
-                return Some(rest).filter(|rest| !rest.is_empty());
-            }
-            let first = queue.there.first().map(|(_, since)| *since);
-            let due = first.map(|since| since + GATHER);
             let now = Instant::now();
-            if let Some(due) = due
-                && (queue.hurry || due <= now || queue.there.len() >= FINISH_MAX)
-            {
-                queue.hurry = false;
-                let count = queue.there.len().min(FINISH_MAX);
-                return Some(
-                    queue
-                        .there
-                        .drain(..count)
-                        .map(|(handle, _)| handle)
-                        .collect(),
-                );
+            let closed = queue.closed;
+            let Queue { there, states, .. } = &mut *queue;
+            let awaited = |handle: &Handle| matches!(states.get(handle), Some(State::There { waiters, .. }) if !waiters.is_empty());
+            let mut batch = Vec::new();
+            let due =
+                |(handle, due): &mut (Handle, Instant)| closed || *due <= now || awaited(handle);
+            for (handle, _) in there.extract_if(.., due).take(FINISH_MAX) {
+                let waits = awaited(&handle);
+                batch.push((handle, waits || closed));
             }
-            let patience = due.map_or(Duration::from_mins(1), |due| due - now);
+            if closed || !batch.is_empty() {
+                // Once more after the end, so that the next worker finds whole files.
+                return Some(batch).filter(|batch| !batch.is_empty());
+            }
+            let next = queue.there.iter().map(|(_, due)| *due).min();
+            let patience = next.map_or(Duration::from_mins(1), |due| due - now);
             queue = self
                 .finish
                 .wait_timeout(queue, patience)
@@ -524,11 +531,17 @@ impl Recall {
         }
     }
 
-    fn finish_batch(&self, batch: Vec<Handle>) {
+    fn finish_batch(&self, batch: Vec<(Handle, bool)>) {
         let root = self.parts.mount.root();
         let mut open = Vec::new();
-        for handle in batch {
+        for (handle, awaited) in batch {
             match open_by_handle(root, handle.as_ref(), io::READ) {
+                // Taking the mark away changes the file's change time, and programs that read it (tar)
+                // take that for a change of the file: not before they are done.
+                Ok(Opened::Fd(fd)) if !awaited && is_used(&fd) => {
+                    let at = Instant::now() + IN_USE;
+                    lock(&self.queue).there.push((handle, at));
+                }
                 Ok(Opened::Fd(fd)) => open.push((handle, fd)),
                 // Deleted meanwhile.
                 Ok(Opened::Stale) => self.is_whole(&handle, 0),
@@ -573,9 +586,13 @@ impl Recall {
         let marked = mark::look(fd.as_fd(), self.parts.log_id)?;
         // While it has its mark nobody writes; with the lease nobody does before the look at its time.
         let alone = lease::ReadLease::take(fd.as_fd())?;
-        let sealed = flags::unseal(fd.as_fd())?;
+        let late = flags::unseal(fd.as_fd())?;
         let removed = space::remove_mark(fd.as_fd());
-        sealed.restore(fd.as_fd())?;
+        let seals = match &marked {
+            Marked::Stub(mark) => mark.seals.0 | late,
+            _ => late,
+        };
+        flags::seal(fd.as_fd(), seals)?;
         removed?;
         if alone.is_some() {
             self.parts.vouched.note(handle, stat_of(fd.as_fd())?.ctime);
@@ -610,4 +627,9 @@ impl Recall {
         let at = Instant::now() + AGAIN;
         lock(&self.queue).there.push((handle, at));
     }
+}
+
+/// Whether anybody but us has the file open.
+fn is_used(fd: &OwnedFd) -> bool {
+    !matches!(lease::WriteLease::take(fd.as_fd()), Ok(Some(_)))
 }

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use tierfs::catalog::{self, InodeRow, Queries, Reader};
-use tierfs::record::Kind;
+use tierfs::record::{Bits, Kind};
 use tierfs::residency::{Residency, Stub};
 use tierfs::stub::StubMark;
 use tierfs::{FileId, LogId, SegmentNo, Time};
@@ -237,6 +237,7 @@ impl Release {
             mtime: row.mtime,
             handle,
             moving: true,
+            seals: Bits(0),
         };
         let handle = Handle::from_bytes(&mark.handle).map_err(|_| Refused::Unknown)?;
         self.check_copies(queries, &row, copied)?;

@@ -32,6 +32,9 @@ pub enum ResidentsError {
     /// Catalog or list failed.
     #[error(transparent)]
     Catalog(#[from] catalog::Error),
+    /// The log has files whose inodes are not known, or gone: there may be stubs that nobody has seen.
+    #[error("not every file that the log has is known on this disk yet")]
+    NotYet,
     /// The daemon is going down.
     #[error("the daemon stops")]
     Stopping,
@@ -196,6 +199,7 @@ impl Residents {
         };
         reader.queries().for_each_content(|file, handle| {
             stopping(shared)?;
+            let handle = handle.ok_or(ResidentsError::NotYet)?;
             if self.is_marked(handle, log_id)? {
                 found.push(Stub {
                     file,
@@ -210,13 +214,12 @@ impl Residents {
         add(&mut found)
     }
 
-    fn is_marked(&self, handle: &[u8], log_id: LogId) -> Result<bool, sys::Error> {
-        let Ok(handle) = Handle::from_bytes(handle) else {
-            return Ok(false);
-        };
+    fn is_marked(&self, handle: &[u8], log_id: LogId) -> Result<bool, ResidentsError> {
+        let handle = Handle::from_bytes(handle).map_err(|_| ResidentsError::NotYet)?;
         match open_by_handle(self.mount.root(), handle.as_ref(), io::READ)? {
             Opened::Fd(fd) => Ok(mark::look(fd.as_fd(), log_id)? != Marked::Whole),
-            Opened::Stale => Ok(false),
+            // Deleted a moment ago, or of another disk than the log says: who knows what has its name.
+            Opened::Stale => Err(ResidentsError::NotYet),
         }
     }
 }

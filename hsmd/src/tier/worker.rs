@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tierfs::catalog;
 use tierfs::residency::{self, Residency as StubList};
@@ -29,6 +29,8 @@ use crate::sys::mount::PrivateMount;
 use crate::sys::permission::{Answer, Asked, PermissionGroup};
 use crate::sys::stat::{FileKind, stat_of};
 
+/// How long marks that could not be settled wait.
+const SETTLE_AGAIN: Duration = Duration::from_secs(2);
 /// Decompressed frames that recall keeps, about a megabyte each.
 const FRAMES_KEPT: usize = 16;
 
@@ -235,7 +237,7 @@ impl Tier {
         while !self.shared.stopping() {
             // A complete list needs no examination.
             let complete = lock(&self.residency).is_complete(&self.fs_uuid);
-            if complete.unwrap_or(false) || self.shared.is_examined() {
+            if complete.unwrap_or(false) || self.all_is_known() {
                 let settled = self.residents.settle(
                     &self.shared,
                     &self.residency,
@@ -255,6 +257,7 @@ impl Tier {
                         return;
                     }
                     Err(ResidentsError::Stopping) => return,
+                    Err(ResidentsError::NotYet) => {}
                     Err(error) => self.shared.trouble(
                         "marks",
                         false,
@@ -263,8 +266,24 @@ impl Tier {
                         "it is tried again every 10 s",
                     ),
                 }
-                self.shared.wait_for_progress(Duration::from_secs(10));
+                self.rest(SETTLE_AGAIN);
             }
+            self.shared.wait_for_progress(Duration::from_millis(200));
+        }
+    }
+
+    /// Whether everything on the disk is examined, and the catalog's readers see that.
+    fn all_is_known(&self) -> bool {
+        if !self.shared.is_examined() {
+            return false;
+        }
+        let progress = self.shared.progress();
+        progress.folded >= progress.written
+    }
+
+    fn rest(&self, time: Duration) {
+        let end = Instant::now() + time;
+        while !self.shared.stopping() && Instant::now() < end {
             self.shared.wait_for_progress(Duration::from_millis(200));
         }
     }

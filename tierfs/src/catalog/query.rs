@@ -244,20 +244,19 @@ impl<'c> Queries<'c> {
         Ok(())
     }
 
-    /// Calls `each` for every regular file that has content and an inode, with its handle.
+    /// Calls `each` for every regular file that has content, with its handle where it has an inode.
     pub fn for_each_content<E: From<Error>>(
         self,
-        mut each: impl FnMut(FileId, &[u8]) -> Result<(), E>,
+        mut each: impl FnMut(FileId, Option<&[u8]>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut stmt = self.prepare(
-            "SELECT file, handle FROM inode WHERE kind = 0 AND content_lsn IS NOT NULL AND handle IS NOT NULL",
-        )?;
+        let mut stmt = self
+            .prepare("SELECT file, handle FROM inode WHERE kind = 0 AND content_lsn IS NOT NULL")?;
         let mut rows = stmt.query([]).map_err(|error| self.fail(error))?;
         while let Some(row) = rows.next().map_err(|error| self.fail(error))? {
             let file = row.get(0).map_err(|error| self.fail(error))?;
             let handle = row
                 .get_ref(1)
-                .and_then(|value| Ok(value.as_blob()?))
+                .and_then(|value| Ok(value.as_blob_or_null()?))
                 .map_err(|error| self.fail(error))?;
             each(file, handle)?;
         }

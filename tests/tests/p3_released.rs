@@ -1,0 +1,174 @@
+//! P3, the matrix: every tool on released files, whatever happens to the daemon meanwhile.
+//!
+//! Each tool sees the right bytes or an error, and the file is afterwards what it was. What the tools
+//! are is in `hsm_tests::tools`.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use hsm_tests::loopfs::{Kind, ROOMY_BYTES};
+use hsm_tests::report::say;
+use hsm_tests::system::{Setup, System};
+use hsm_tests::tools::{Outcome, Tool, tools};
+
+/// What happens while the tools work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Trouble {
+    None,
+    /// The process with this role is killed again and again.
+    Killed(&'static str),
+}
+
+struct Case {
+    tool: Tool,
+    path: PathBuf,
+    content: Vec<u8>,
+}
+
+/// A file for each tool, logged, on every pool, and released.
+fn prepare(system: &System, kind: Kind) -> Vec<Case> {
+    let files = system.at("files");
+    for dir in [&files, &system.at("scratch")] {
+        fs::create_dir(dir).expect("a directory");
+    }
+    let mut cases = Vec::new();
+    for (number, tool) in tools().into_iter().enumerate() {
+        if !tool.works_on(kind) {
+            continue;
+        }
+        let (path, content) = (files.join(format!("file {number}")), tool.content());
+        fs::write(&path, &content).expect("a file");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("a mode");
+        cases.push(Case {
+            tool,
+            path,
+            content,
+        });
+    }
+    system.sync_all();
+    let ran = system.tierctl(&["release", "-r", files.to_str().expect("ASCII")]);
+    assert_eq!(ran.code, 0, "{ran}");
+    for case in &cases {
+        let kib = fs::metadata(&case.path).expect("the stub").blocks() / 2;
+        assert!(kib <= 4, "{} has {kib} KiB on disk", case.path.display());
+    }
+    cases
+}
+
+/// The bytes of a file; who came while the guard was changed tries again.
+fn patiently(case: &Case) -> Vec<u8> {
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        match fs::read(&case.path) {
+            Ok(bytes) => return bytes,
+            Err(error) if Instant::now() < end => {
+                let raw = error.raw_os_error();
+                assert_eq!(raw, Some(libc::EAGAIN), "{}: {error}", case.tool.name);
+                thread::sleep(Duration::from_millis(10));
+            }
+            Err(error) => panic!("{}: {error}", case.tool.name),
+        }
+    }
+}
+
+fn judge(case: &Case, outcome: &Outcome, trouble: Trouble, failed: &mut Vec<String>) {
+    let name = case.tool.name;
+    let fine = match outcome {
+        Outcome::Right => true,
+        // Nobody answers for what the dead guard had read: those programs get EAGAIN.
+        Outcome::Failed(_) => trouble == Trouble::Killed("guard"),
+        // What cpio cannot read it pads with zeros; it says so, and ends with status 0.
+        Outcome::Wrong(_) => trouble == Trouble::Killed("guard") && name.starts_with("cpio"),
+    };
+    if !fine {
+        failed.push(format!("{name}: {outcome:?}"));
+    }
+    if !case.path.exists() {
+        return;
+    }
+    // Afterwards the file is what it was, or what the tool made of it.
+    let changed = case.tool.expected(case.content.clone()).unwrap_or_default();
+    let found = patiently(case);
+    let half_done = matches!(outcome, Outcome::Failed(_)) && case.tool.changes_the_source();
+    let same = found == case.content || (case.tool.changes_the_source() && found == changed);
+    if !same && !half_done {
+        failed.push(format!("{name}: the file is another afterwards"));
+    }
+    if half_done && found.iter().all(|byte| *byte == 0) && !found.is_empty() {
+        failed.push(format!("{name}: the file is zeros afterwards"));
+    }
+}
+
+fn matrix(kind: Kind, trouble: Trouble, settings: &[(&str, &str)]) {
+    let mut setup = Setup::new(kind).bytes(ROOMY_BYTES).exposed();
+    for (key, value) in settings {
+        setup = setup.with(key, value);
+    }
+    let system = setup.start();
+    let cases = prepare(&system, kind);
+    let elsewhere = system.home().dir("elsewhere");
+    let same = system.at("scratch");
+    let over = AtomicBool::new(false);
+    let mut failed = Vec::new();
+    thread::scope(|scope| {
+        if let Trouble::Killed(role) = trouble {
+            let (system, over) = (&system, &over);
+            scope.spawn(move || {
+                let mut pause = 20;
+                while !over.load(Ordering::Relaxed) {
+                    thread::sleep(Duration::from_millis(pause));
+                    system.kill_process(role);
+                    pause = (pause * 7 + 13) % 400;
+                }
+            });
+        }
+        for case in &cases {
+            let content = case.content.clone();
+            let outcome = case.tool.try_on(&case.path, content, &same, &elsewhere);
+            judge(case, &outcome, trouble, &mut failed);
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    say(format_args!("{} tools on {kind}, {trouble:?}", cases.len()));
+    assert!(
+        failed.is_empty(),
+        "{kind}, {trouble:?}:\n{}",
+        failed.join("\n")
+    );
+    if trouble == Trouble::None {
+        system.check(&format!("{kind}, {settings:?}"));
+    }
+}
+
+macro_rules! matrix {
+    ($($name:ident: $kind:ident, $trouble:expr, $settings:expr;)*) => {
+        $(
+            #[test]
+            fn $name() {
+                matrix(Kind::$kind, $trouble, $settings);
+            }
+        )*
+    };
+}
+
+matrix! {
+    every_tool_reads_released_files_on_ext4: Ext4, Trouble::None, &[];
+    every_tool_reads_released_files_on_xfs: Xfs, Trouble::None, &[];
+    every_tool_reads_released_files_on_btrfs: Btrfs, Trouble::None, &[];
+    the_worker_is_killed_on_ext4: Ext4, Trouble::Killed("worker"), &[];
+    the_worker_is_killed_on_xfs: Xfs, Trouble::Killed("worker"), &[];
+    the_worker_is_killed_on_btrfs: Btrfs, Trouble::Killed("worker"), &[];
+    the_guard_is_killed_on_ext4: Ext4, Trouble::Killed("guard"), &[];
+    the_guard_is_killed_on_xfs: Xfs, Trouble::Killed("guard"), &[];
+    the_guard_is_killed_on_btrfs: Btrfs, Trouble::Killed("guard"), &[];
+    only_opening_is_asked_about_on_ext4: Ext4, Trouble::None, &[("pre_access", "false")];
+    only_opening_is_asked_about_on_xfs: Xfs, Trouble::None, &[("pre_access", "false")];
+    only_opening_is_asked_about_on_btrfs: Btrfs, Trouble::None, &[("pre_access", "false")];
+    every_file_is_asked_about_on_ext4: Ext4, Trouble::None, &[("stub_marks_max", "0")];
+    every_file_is_asked_about_on_xfs: Xfs, Trouble::None, &[("stub_marks_max", "0")];
+    every_file_is_asked_about_on_btrfs: Btrfs, Trouble::None, &[("stub_marks_max", "0")];
+}
