@@ -30,8 +30,8 @@ use crate::committer::Asked;
 use crate::config::Config;
 use crate::control::model::{
     CatalogStatus, Event, EventCounts, Lag, LagFile, Located, Notice, Pending, PoolStatus,
-    Progress, SpoolStatus, State, Status, SweepStatus, SyncDone, SyncRequest, VerifyDone,
-    VerifyProgress, VolumeState, VolumeStatus, Waiting,
+    Progress, ReleasedStatus, SpoolStatus, State, Status, SweepStatus, SyncDone, SyncRequest,
+    VerifyDone, VerifyProgress, VolumeState, VolumeStatus, Waiting,
 };
 use crate::control::when::When;
 use crate::control::{Core, CoreError};
@@ -461,6 +461,15 @@ impl Core for Service {
             unrestorable_files: reader
                 .and_then(|reader| reader.queries().unrestorable_count().ok())
                 .unwrap_or(0),
+            released: self.tier.as_ref().map(|tier| {
+                let counts = tier.counts();
+                ReleasedStatus {
+                    files: counts.stubs,
+                    wanted: counts.wanted,
+                    waiting: counts.waiting,
+                    every_file: counts.everything,
+                }
+            }),
             catalog: self.catalog_status(reader),
             memory_bytes: resident_bytes(),
         }

@@ -15,6 +15,9 @@ use hsm_tests::report::say;
 use hsm_tests::system::{Setup, System};
 use hsm_tests::tools::{Outcome, Tool, tools};
 
+/// How often a process is killed in one run of all tools.
+const KILLS: u64 = 12;
+
 /// What happens while the tools work.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Trouble {
@@ -118,11 +121,13 @@ fn matrix(kind: Kind, trouble: Trouble, settings: &[(&str, &str)]) {
         if let Trouble::Killed(role) = trouble {
             let (system, over) = (&system, &over);
             scope.spawn(move || {
-                let mut pause = 20;
-                while !over.load(Ordering::Relaxed) {
-                    thread::sleep(Duration::from_millis(pause));
+                // Not more, or the tools never come to their ends.
+                for kill in 0..KILLS {
+                    thread::sleep(Duration::from_millis(100 + 137 * kill % 700));
+                    if over.load(Ordering::Relaxed) {
+                        break;
+                    }
                     system.kill_process(role);
-                    pause = (pause * 7 + 13) % 400;
                 }
             });
         }

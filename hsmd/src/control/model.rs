@@ -74,10 +74,25 @@ pub struct Status {
     pub fuzzy_files: u64,
     /// Files of which something cannot be restored: encrypted by fscrypt, sealed by verity, not readable.
     pub unrestorable_files: u64,
+    /// Release and recall; null where hsmd does not expose the filesystem.
+    pub released: Option<ReleasedStatus>,
     /// The catalog.
     pub catalog: CatalogStatus,
     /// Resident memory of the daemon.
     pub memory_bytes: u64,
+}
+
+/// Released files and who wants them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ReleasedStatus {
+    /// Files whose data is not on disk.
+    pub files: u64,
+    /// Files that are to be recalled.
+    pub wanted: u64,
+    /// Programs that wait for them.
+    pub waiting: u64,
+    /// The kernel asks about every file that is opened, not only about released ones.
+    pub every_file: bool,
 }
 
 /// What the daemon is at.

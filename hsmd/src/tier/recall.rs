@@ -37,6 +37,9 @@ use crate::sys::{Error, flags, io, lease, space};
 const ONE_BY_ONE: usize = 8;
 /// How long recalled files gather before they are made durable, unless somebody waits for it.
 const GATHER: Duration = Duration::from_millis(50);
+/// The notices about files that cannot be recalled.
+const AWAY: &str = "recall-away";
+const BROKEN: &str = "recall-broken";
 /// How often it is asked whether a recalled file is still in use.
 const IN_USE: Duration = Duration::from_millis(200);
 /// How long a recall that could not be served rests.
@@ -161,6 +164,8 @@ pub struct Recall {
     wake: Condvar,
     finish: Condvar,
     answer: AnswerTo,
+    /// What could not be recalled when it was tried last: whether trying again can help, and why.
+    failing: Mutex<HashMap<Handle, (bool, String)>>,
 }
 
 impl Recall {
@@ -172,6 +177,7 @@ impl Recall {
             wake: Condvar::new(),
             finish: Condvar::new(),
             answer,
+            failing: Mutex::default(),
         }
     }
 
@@ -330,7 +336,10 @@ impl Recall {
         drop(held);
         match result {
             Ok(Some(bytes)) => self.is_there(handle, bytes),
-            Ok(None) => self.is_whole(handle, 0),
+            Ok(None) => {
+                self.is_well(handle);
+                self.is_whole(handle, 0);
+            }
             Err(error) => self.failed(handle, &error),
         }
     }
@@ -438,18 +447,7 @@ impl Recall {
     fn failed(&self, handle: &Handle, error: &FillError) {
         let errno = error.errno();
         let again = error.may_pass();
-        let key = format!("recall {handle:?}");
-        self.parts.shared.trouble(
-            &key,
-            true,
-            format!("{} cannot be recalled", self.name_of(handle)),
-            error.to_string(),
-            if again {
-                "bring the volume that it names; who opens the file waits for it as long as `recall_wait` says"
-            } else {
-                "the file stays a stub, nothing is lost that the log has; see hsm(7), \"a file cannot be recalled\""
-            },
-        );
+        self.tell_failure(handle, error);
         let mut queue = lock(&self.queue);
         let Some(State::Wanted(waiters)) = queue.states.remove(handle) else {
             return;
@@ -477,6 +475,44 @@ impl Recall {
                 Waiter::Access { id, .. } => (self.answer)(id, Answer::Deny(errno)),
                 Waiter::Asked { tell, .. } => tell(Outcome::Failed(errno, error.to_string())),
             }
+        }
+    }
+
+    /// Says what cannot be recalled: that no copy is within reach, apart from what is worse.
+    fn tell_failure(&self, handle: &Handle, error: &FillError) {
+        let away = error.may_pass();
+        let why = format!("{}: {error}", self.name_of(handle));
+        let mut failing = lock(&self.failing);
+        failing.insert(handle.clone(), (away, why.clone()));
+        let count = failing.values().filter(|(other, _)| *other == away).count();
+        drop(failing);
+        if away {
+            self.parts.shared.trouble(
+                AWAY,
+                false,
+                format!("{count} released files are wanted, and no copy of them is within reach"),
+                why,
+                "bring the volume that it names; who opens such a file waits as long as `recall_wait` says, and gets an error then",
+            );
+        } else {
+            self.parts.shared.trouble(
+                BROKEN,
+                true,
+                format!("{count} released files cannot be recalled"),
+                why,
+                "the file stays a stub, nothing is lost that the log has; see hsm(7), \"a file cannot be recalled\"",
+            );
+        }
+    }
+
+    fn is_well(&self, handle: &Handle) {
+        let mut failing = lock(&self.failing);
+        let Some((away, _)) = failing.remove(handle) else {
+            return;
+        };
+        if failing.values().all(|(other, _)| *other != away) {
+            drop(failing);
+            self.parts.shared.well(if away { AWAY } else { BROKEN });
         }
     }
 
@@ -610,7 +646,7 @@ impl Recall {
             Some(State::There { bytes, .. }) => *bytes,
             _ => 0,
         };
-        self.parts.shared.well(&format!("recall {handle:?}"));
+        self.is_well(handle);
         // Its change time is a new one, by our own doing: what else it says is found by looking.
         let note = (
             Key::Inode(handle.clone()),

@@ -525,6 +525,28 @@ fn counters(status: &Status) -> String {
             size(status.catalog.bytes)
         ),
     );
+    if let Some(released) = &status.released {
+        let wanted = match (released.wanted, released.waiting) {
+            (0, 0) => "none is wanted now".to_owned(),
+            (files, programs) => format!(
+                "{} to be recalled, {} waiting",
+                some(files, "file is", "files are"),
+                some(programs, "program is", "programs are")
+            ),
+        };
+        let every = if released.every_file {
+            "; every opening of a file is asked about for now"
+        } else {
+            ""
+        };
+        text += &line(
+            "released",
+            &format!(
+                "{} not on disk; {wanted}{every}",
+                some(released.files, "file is", "files are")
+            ),
+        );
+    }
     if status.fuzzy_files + status.unrestorable_files > 0 {
         text += &line(
             "marked",

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use hsmd::control::client::Client;
 use hsmd::control::model::{
-    CatalogStatus, Event, EventCounts, Lag, Located, Pending, PoolStatus, SpoolStatus, State,
-    Status, SweepStatus, SyncDone, SyncRequest, VerifyDone, VerifyProgress, VolumeState,
-    VolumeStatus,
+    CatalogStatus, Event, EventCounts, Lag, Located, Pending, PoolStatus, ReleasedStatus,
+    SpoolStatus, State, Status, SweepStatus, SyncDone, SyncRequest, VerifyDone, VerifyProgress,
+    VolumeState, VolumeStatus,
 };
 use hsmd::control::server::{Access, Options, Server};
 use hsmd::control::when::When;
@@ -84,6 +84,12 @@ pub fn all_well() -> Status {
         logged_bytes: (3 << 30) / 2,
         fuzzy_files: 0,
         unrestorable_files: 0,
+        released: Some(ReleasedStatus {
+            files: 12_345,
+            wanted: 2,
+            waiting: 3,
+            every_file: false,
+        }),
         catalog: CatalogStatus {
             path: "/var/lib/hsmd/catalog.db".to_owned(),
             bytes: 48 << 20,

@@ -132,6 +132,7 @@ fn samples() -> Vec<(&'static str, BTreeSet<String>)> {
                 volume: status.pools[0].volumes[0].clone(),
             }),
         ),
+        ("ReleasedStatus", keys(&status.released)),
         ("PathName", keys(&path)),
         (
             "Moved",
