@@ -256,6 +256,15 @@ fn what_is_pinned_is_not_released() {
     system.sync_all();
     let (kept_name, free_name) = (kept.to_str().expect("ASCII"), free.to_str().expect("ASCII"));
     let _ = system.tierctl(&["pin", kept_name]).done();
+    let state = system.tierctl(&["state", kept_name]).done();
+    assert!(
+        state
+            .stdout
+            .lines()
+            .next()
+            .is_some_and(|line| line.ends_with(", pinned")),
+        "{state}"
+    );
     let ran = system.tierctl(&["release", kept_name, free_name]);
     assert!(ran.code == 3 || ran.code == 1, "{ran}");
     assert!(ran.text().contains("it is pinned"), "{ran}");

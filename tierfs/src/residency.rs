@@ -8,6 +8,8 @@
 //! Guarantees: a file is on the list, durably, before it gets a mark; it may stay on the list after it
 //! lost it. So the list holds all stubs while it is [`Residency::is_complete`].
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
@@ -76,7 +78,18 @@ impl Residency {
                 _ => {}
             }
         }
-        let conn = Self::connect(path, OpenFlags::SQLITE_OPEN_CREATE)?;
+        // Its owner only: handles open files past all directories.
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|source| Error::Io {
+                path: path.to_owned(),
+                doing: "making the list of stubs",
+                source,
+            })?;
+        let conn = Self::connect(path, OpenFlags::empty())?;
         let list = Self {
             conn,
             path: path.to_owned(),
@@ -367,6 +380,11 @@ mod tests {
         .expect("written");
         let list = Residency::open(&path).expect("a new list");
         assert_eq!(list.count().expect("counted"), 0);
+        let mode = std::fs::metadata(&path).expect("the file").permissions();
+        assert_eq!(
+            std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777,
+            0o600
+        );
         assert!(!list.is_complete(&[1; 16]).expect("read"));
     }
 

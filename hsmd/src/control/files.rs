@@ -116,6 +116,7 @@ fn blank(asked: &PathParameters, status: &Status, located: &Located) -> FileStat
         lsn: None,
         time: None,
         fuzzy: false,
+        pinned: false,
         unrestorable: Vec::new(),
         pending: None,
         pools_having: 0,
@@ -144,6 +145,7 @@ fn fill(
     state.lsn = Some(lsn.get());
     state.time = queries.txn(lsn)?.map(|txn| When(txn.time));
     state.fuzzy = inode.fuzzy;
+    state.pinned = queries.is_pinned(file)?;
     state.unrestorable = unrestorable_words(inode.unrestorable.0);
     if let (Some(now), Some(logged)) = (located.ctime, inode.ctime)
         && now != logged

@@ -527,6 +527,8 @@ pub struct FileState {
     pub time: Option<When>,
     /// The newest version was read while it changed.
     pub fuzzy: bool,
+    /// Its data is never released.
+    pub pinned: bool,
     /// What of it replay cannot bring back: "fscrypt", "verity", "unreadable".
     pub unrestorable: Vec<String>,
     /// Why it is dirty.

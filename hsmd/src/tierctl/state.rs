@@ -115,7 +115,8 @@ pub(super) fn render(state: &FileState) -> String {
             ),
         ),
     };
-    let mut text = format!("{}: {word} ({means})\n", name(&state.path.path));
+    let pinned = if state.pinned { ", pinned" } else { "" };
+    let mut text = format!("{}: {word} ({means}){pinned}\n", name(&state.path.path));
     if let Some(pending) = &state.pending {
         let since = pending.since.to_the_second();
         add!(text, "  waits     since {since}: {}\n", name(&pending.why));

@@ -389,6 +389,7 @@ fn file_state(path: PathText) -> FileState {
         lsn: None,
         time: None,
         fuzzy: false,
+        pinned: false,
         unrestorable: vec![],
         pending: None,
         pools_having: 0,
