@@ -11,6 +11,7 @@ use crate::cli::{GuardArgs, Hsmd, WorkerArgs};
 use crate::config::Config;
 use crate::daemon::{Daemon, Overrides, Refusal};
 use crate::sys::process;
+use crate::tier::exposure::Exposure;
 use crate::tier::worker::Inherited;
 use crate::tier::{self, keeper};
 use crate::{output, preflight};
@@ -34,6 +35,11 @@ pub fn check_config(file: &Path) -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
+    match Exposure::of(&config) {
+        Ok(Some(exposure)) if !exposure.is_exposed() => return not_exposed(file, &exposure),
+        Ok(_) => {}
+        Err(refusal) => return refused(&[refusal]),
+    }
     match preflight::check(&config) {
         Ok(report) => {
             for warning in &report.warnings {
@@ -69,6 +75,21 @@ pub fn check_config(file: &Path) -> ExitCode {
                 .collect();
             refused(&refusals)
         }
+    }
+}
+
+/// What can be said of a filesystem that hsmd mounts when it starts.
+fn not_exposed(file: &Path, exposure: &Exposure) -> ExitCode {
+    let text = format!(
+        "{} is good as far as can be told before {} is mounted: hsmd mounts it at {}, and checks then what lies where\n",
+        file.display(),
+        exposure.device().display(),
+        exposure.place().display()
+    );
+    if output::text(&text).is_ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(FAILED)
     }
 }
 

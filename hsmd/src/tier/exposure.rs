@@ -64,6 +64,17 @@ impl Exposure {
         }))
     }
 
+    /// The block device.
+    pub fn device(&self) -> &Path {
+        &self.device
+    }
+
+    /// Whether it is mounted at its place.
+    pub fn is_exposed(&self) -> bool {
+        let mut seen = self.seen().into_iter();
+        seen.any(|mount| mount.mount_point == self.place)
+    }
+
     /// Where everybody sees it.
     pub fn place(&self) -> &Path {
         &self.place
@@ -158,11 +169,7 @@ impl Exposure {
 
     /// Takes the public mount away. False: it is in use.
     pub fn hide(&self) -> Result<bool, crate::sys::Error> {
-        let exposed = self
-            .seen()
-            .iter()
-            .any(|mount| mount.mount_point == self.place);
-        if !exposed {
+        if !self.is_exposed() {
             return Ok(true);
         }
         mount::unmount(&self.place)

@@ -285,6 +285,7 @@ pub fn run(config: &Path, log_level: &str, args: &GuardArgs) -> ExitCode {
 struct Supervisor {
     guard: Arc<Guard>,
     signals: SignalFd,
+    keeper: i32,
     ready_once: bool,
     stopping: bool,
     restarting: bool,
@@ -355,6 +356,7 @@ impl Supervisor {
         Ok(Self {
             guard,
             signals,
+            keeper: args.keeper,
             ready_once: false,
             stopping: false,
             restarting: false,
@@ -469,9 +471,12 @@ impl Supervisor {
     fn obey(&mut self, worker: Option<&Worker>) {
         while let Ok(Some(info)) = self.signals.read_signal() {
             let signal = i32::try_from(info.ssi_signo).unwrap_or(0);
+            // Only the keeper knows when nobody can reach the filesystem any more; a terminal's Ctrl-C
+            // goes to everybody.
+            let from_keeper = i32::try_from(info.ssi_pid).ok() == Some(self.keeper);
             match Signal::try_from(signal) {
-                Ok(Signal::SIGTERM | Signal::SIGINT) => self.stopping = true,
-                Ok(Signal::SIGHUP) => self.restarting = true,
+                Ok(Signal::SIGTERM) if from_keeper => self.stopping = true,
+                Ok(Signal::SIGHUP) if from_keeper => self.restarting = true,
                 _ => continue,
             }
             if let Some(worker) = worker {

@@ -267,6 +267,20 @@ impl Recall {
         self.want(queue, handle.clone(), uid, place, waiter);
     }
 
+    /// Goes on with a recall that a dead worker began, or undoes a release that it did not end. Nobody
+    /// waits for it: who reads the file meanwhile is not to see its change time change.
+    pub fn resume(&self, handle: &Handle) {
+        let mut queue = lock(&self.queue);
+        if !queue.states.contains_key(handle) {
+            queue
+                .states
+                .insert(handle.clone(), State::Wanted(Vec::new()));
+            queue.push(0, 0, handle.clone());
+            drop(queue);
+            self.wake.notify_one();
+        }
+    }
+
     fn want(
         &self,
         mut queue: std::sync::MutexGuard<'_, Queue>,
@@ -552,10 +566,10 @@ impl Recall {
                 |(handle, due): &mut (Handle, Instant)| closed || *due <= now || awaited(handle);
             for (handle, _) in there.extract_if(.., due).take(FINISH_MAX) {
                 let waits = awaited(&handle);
-                batch.push((handle, waits || closed));
+                batch.push((handle, waits));
             }
             if closed || !batch.is_empty() {
-                // Once more after the end, so that the next worker finds whole files.
+                // Once more after the end: the next worker is to find whole files where nobody uses them.
                 return Some(batch).filter(|batch| !batch.is_empty());
             }
             let next = queue.there.iter().map(|(_, due)| *due).min();

@@ -249,7 +249,7 @@ impl Tier {
                     Ok(interrupted) => {
                         self.shared.well("marks");
                         for handle in interrupted {
-                            self.recall.ask(&handle, 0, 0, |_| {});
+                            self.recall.resume(&handle);
                         }
                         self.settled.store(true, Ordering::Relaxed);
                         let (everything, _) = self.residents.mode();
