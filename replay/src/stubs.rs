@@ -45,6 +45,7 @@ pub fn mark(log_id: LogId, inode: &InodeRow, handle: Vec<u8>) -> Option<StubMark
         handle,
         moving: false,
         seals: Bits(0),
+        capability: None,
     })
 }
 

@@ -143,6 +143,62 @@ fn names_recall_nothing(system: &System, kind: Kind) {
     );
 }
 
+/// What a write takes away (capabilities, set-id bits) is there again after punch and recall.
+fn attributes_survive(kind: Kind) {
+    let system = exposed(kind);
+    let file = system.at("program");
+    fs::write(&file, noise(3, 200_000)).expect("written");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o6755)).expect("a mode");
+    // cap_net_raw=ep
+    let capability = "0x0100000200200000000000000000000000000000";
+    for (name, value) in [
+        ("security.capability", capability),
+        ("user.note", "0x616263"),
+        ("trusted.other", "0x00"),
+    ] {
+        let mut set = Command::new("setfattr");
+        hsm_tests::loopfs::must(set.args(["-n", name, "-v", value]).arg(&file));
+    }
+    system.sync_all();
+    // Chattr only now: an immutable file is not released.
+    let before = Tree::read(system.root());
+    released(&system, &[&file]);
+    hsm_tests::loopfs::must(Command::new("chattr").arg("+i").arg(&file));
+    let sealed = fs::metadata(&file).expect("the stub");
+    assert_eq!(sealed.mode() & 0o7777, 0o6755, "{kind}: after release");
+    assert_eq!(fs::read(&file).expect("read"), noise(3, 200_000), "{kind}");
+    let flags = hsm_tests::loopfs::must(Command::new("lsattr").arg(&file));
+    assert!(
+        flags
+            .split(' ')
+            .next()
+            .is_some_and(|flags| flags.contains('i')),
+        "{kind}: {flags}"
+    );
+    hsm_tests::loopfs::must(Command::new("chattr").arg("-i").arg(&file));
+    assert_equal(
+        &before,
+        &Tree::read(system.root()),
+        &format!("{kind}: after recall"),
+    );
+    system.check(&format!("{kind}: attributes"));
+}
+
+#[test]
+fn attributes_survive_release_and_recall_on_ext4() {
+    attributes_survive(Kind::Ext4);
+}
+
+#[test]
+fn attributes_survive_release_and_recall_on_xfs() {
+    attributes_survive(Kind::Xfs);
+}
+
+#[test]
+fn attributes_survive_release_and_recall_on_btrfs() {
+    attributes_survive(Kind::Btrfs);
+}
+
 #[test]
 fn a_released_file_comes_back_on_ext4() {
     comes_back(Kind::Ext4);

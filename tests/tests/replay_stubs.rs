@@ -1,4 +1,4 @@
-//! `replay --stubs` of what the daemon logged: the names are back at once.
+//! `replay --stubs` of what the daemon logged: the names are back at once, and the daemon fetches the rest.
 
 use std::fs;
 use std::path::Path;
@@ -34,7 +34,7 @@ fn stubs_in(system: &System, root: &Path) -> u64 {
 }
 
 fn names_come_back_at_once(kind: Kind) {
-    let system = grown(kind);
+    let mut system = grown(kind);
     let expected = Tree::read(system.root());
     let fresh = system.fresh();
     let made = system.replay_from(&system.volumes(0), fresh.root(), &["--stubs", "--json"]);
@@ -43,11 +43,28 @@ fn names_come_back_at_once(kind: Kind) {
     assert_eq!(made["frames"], 0, "no content is fetched: {made}");
     let found = Tree::read(fresh.root()).without_content();
     assert_equal(
-        &expected.without_content(),
+        &expected.clone().without_content(),
         &found,
         &format!("{kind}: names"),
     );
     assert!(stubs_in(&system, fresh.root()) > 10);
+
+    // The daemon takes it over, and gives everybody the bytes.
+    system.move_to(fresh);
+    system.hand_over();
+    system.start();
+    assert_equal(
+        &expected,
+        &Tree::read(system.root()),
+        &format!("{kind}: read through the daemon"),
+    );
+    system.sync_all();
+    let logged = system.status()["logged_bytes"].as_u64();
+    assert!(
+        logged < Some(2_000_000),
+        "{kind}: {logged:?} bytes of content are logged again"
+    );
+    system.check(&format!("{kind}: the log goes on"));
 }
 
 #[test]

@@ -38,6 +38,8 @@ cbor_map! {
         /// Flags (`FS_IMMUTABLE_FL`, `FS_APPEND_FL`) that are off while its data comes back, and are the
         /// file's all the same.
         14 => seals: Bits,
+        /// The file's `security.capability`, which every write and punch takes away, until it is back.
+        16 => capability: Option<Vec<u8>>,
     }
 }
 
@@ -71,6 +73,7 @@ mod tests {
             handle: vec![1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8],
             moving: true,
             seals: Bits(0),
+            capability: None,
         })
     }
 

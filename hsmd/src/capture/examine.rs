@@ -199,6 +199,7 @@ impl<S: DataSink> FileExam<'_, S> {
 
     /// A stub has the content that its mark names, if that is the log's version.
     fn stub(&self, mark: &StubMark, facts: &mut Facts) {
+        const CAPABILITY: &[u8] = b"security.capability";
         let is_logged = self.known.is_some_and(|known| {
             known.content == Some(mark.version)
                 && known.size == facts.stat.size
@@ -207,6 +208,14 @@ impl<S: DataSink> FileExam<'_, S> {
         if mark.moving {
             // The time is that of a release's or recall's last step.
             facts.stat.mtime = (mark.mtime.seconds, mark.mtime.nanos);
+            let at = facts
+                .xattrs
+                .binary_search_by(|(name, _)| name.as_slice().cmp(CAPABILITY));
+            if let (Err(at), Some(value)) = (at, &mark.capability) {
+                facts
+                    .xattrs
+                    .insert(at, (CAPABILITY.to_vec(), value.clone()));
+            }
         }
         facts.flags |= mark.seals.0;
         facts.hollow = !is_logged;

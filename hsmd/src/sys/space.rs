@@ -10,6 +10,7 @@ use super::{Error, last_error, to_off};
 
 /// The mark's name for the kernel.
 pub const STUB_XATTR: &CStr = c"trusted.hsm";
+const CAPABILITY: &CStr = c"security.capability";
 /// Blocks are given back beyond the end, too: XFS keeps some there for files that grow.
 const BEYOND: u64 = 64 << 20;
 /// The largest block of the supported filesystems.
@@ -84,11 +85,20 @@ pub fn set_mtime(fd: BorrowedFd<'_>, mtime: Time) -> Result<(), Error> {
 
 /// Sets the stub mark.
 pub fn set_mark(fd: BorrowedFd<'_>, value: &[u8]) -> Result<(), Error> {
+    set_xattr(fd, STUB_XATTR, value, "fsetxattr trusted.hsm")
+}
+
+fn set_xattr(
+    fd: BorrowedFd<'_>,
+    name: &CStr,
+    value: &[u8],
+    call: &'static str,
+) -> Result<(), Error> {
     // SAFETY: a NUL-terminated name, and pointer and length of `value`; both outlive the call.
     let result = unsafe {
         libc::fsetxattr(
             fd.as_raw_fd(),
-            STUB_XATTR.as_ptr(),
+            name.as_ptr(),
             value.as_ptr().cast(),
             value.len(),
             0,
@@ -97,8 +107,19 @@ pub fn set_mark(fd: BorrowedFd<'_>, value: &[u8]) -> Result<(), Error> {
     if result == 0 {
         Ok(())
     } else {
-        Err(Error::on_fd("fsetxattr trusted.hsm", fd, last_error()))
+        Err(Error::on_fd(call, fd, last_error()))
     }
+}
+
+/// What a program may do beyond its user (capabilities(7)); the kernel takes it away with every write and
+/// every punch. `None`: nothing.
+pub fn capability(fd: BorrowedFd<'_>) -> Result<Option<Vec<u8>>, Error> {
+    super::xattr::read_one(fd, CAPABILITY)
+}
+
+/// Gives it back.
+pub fn set_capability(fd: BorrowedFd<'_>, value: &[u8]) -> Result<(), Error> {
+    set_xattr(fd, CAPABILITY, value, "fsetxattr security.capability")
 }
 
 /// Takes the stub mark away; none is fine.

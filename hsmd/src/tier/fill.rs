@@ -91,6 +91,7 @@ impl Filler<'_> {
         let mut moving = StubMark {
             mtime: time_of(mtime.wanted()),
             moving: true,
+            capability: space::capability(fd)?.or_else(|| mark.capability.clone()),
             ..mark.clone()
         };
         if moving != *mark {
@@ -108,9 +109,13 @@ impl Filler<'_> {
                 }
             }
         }
+        if let Some(value) = &moving.capability {
+            space::set_capability(fd, value)?;
+        }
         moving.mtime = time_of(mtime.restore(fd)?);
         if rests {
             moving.moving = false;
+            moving.capability = None;
             space::set_mark(fd, &moving.to_bytes())?;
         }
         filled

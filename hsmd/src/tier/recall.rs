@@ -349,7 +349,7 @@ impl Recall {
         let result = self.fill(handle);
         drop(held);
         match result {
-            Ok(Some(bytes)) => self.is_there(handle, bytes),
+            Ok(Some((bytes, sealed))) => self.is_there(handle, bytes, sealed),
             Ok(None) => {
                 self.is_well(handle);
                 self.is_whole(handle, 0);
@@ -358,8 +358,9 @@ impl Recall {
         }
     }
 
-    /// Fills the file; `None`: it is whole, or gone.
-    fn fill(&self, handle: &Handle) -> Result<Option<u64>, FillError> {
+    /// Fills the file; `None`: it is whole, or gone. Second, whether flags of it are off until it is
+    /// finished.
+    fn fill(&self, handle: &Handle) -> Result<Option<(u64, bool)>, FillError> {
         let root = self.parts.mount.root();
         let Opened::Fd(held) = open_by_handle(root, handle.as_ref(), io::READ)? else {
             return Ok(None);
@@ -380,7 +381,7 @@ impl Recall {
         if filled.is_err() && mark.seals.0 != 0 {
             self.seal_again(held.as_fd())?;
         }
-        filled
+        Ok(filled?.map(|bytes| (bytes, mark.seals.0 != 0)))
     }
 
     fn fill_marked(&self, handle: &Handle, mark: &StubMark) -> Result<Option<u64>, FillError> {
@@ -406,7 +407,7 @@ impl Recall {
         Ok(())
     }
 
-    fn is_there(&self, handle: &Handle, bytes: u64) {
+    fn is_there(&self, handle: &Handle, bytes: u64, sealed: bool) {
         let mut queue = lock(&self.queue);
         let Some(State::Wanted(waiters)) = queue.states.remove(handle) else {
             return;
@@ -419,7 +420,7 @@ impl Recall {
                     attempt,
                     fd: Some(fd),
                     ..
-                } if Self::may_go_on(attempt, &fd) => go_on.push(id),
+                } if !sealed && Self::may_go_on(attempt, &fd) => go_on.push(id),
                 Waiter::Access {
                     id, attempt, since, ..
                 } => stay.push(Waiter::Access {

@@ -238,6 +238,7 @@ impl Release {
             handle,
             moving: true,
             seals: Bits(0),
+            capability: None,
         };
         let handle = Handle::from_bytes(&mark.handle).map_err(|_| Refused::Unknown)?;
         self.check_copies(queries, &row, copied)?;
@@ -279,7 +280,11 @@ impl Release {
 
     /// The first pass.
     fn set_mark(&self, wanted: Wanted) -> Result<Candidate<'_>, Refused> {
-        let Wanted { row, handle, mark } = wanted;
+        let Wanted {
+            row,
+            handle,
+            mut mark,
+        } = wanted;
         let held = self.busy.try_hold(&handle).ok_or(Refused::Busy)?;
         let flags = libc::O_RDWR | libc::O_NOFOLLOW | libc::O_NOATIME | libc::O_NONBLOCK;
         let fd = match open_by_handle(self.mount.root(), handle.as_ref(), flags) {
@@ -287,6 +292,7 @@ impl Release {
             Ok(Opened::Stale) => return Err(Refused::Unknown),
             Err(error) => return Err(cannot_open(error)),
         };
+        mark.capability = space::capability(fd.as_fd())?;
         // Before the lease: who opens the file from here on is asked about, and refuses the lease.
         self.residents.protect(fd.as_fd())?;
         match self.mark_leased(fd.as_fd(), &row, &mark) {
@@ -350,9 +356,13 @@ impl Release {
             return Err(Refused::InUse);
         }
         mtime.over(fd, || space::punch_all(fd, candidate.mark.size))?;
+        if let Some(value) = &candidate.mark.capability {
+            space::set_capability(fd, value)?;
+        }
         let rests = StubMark {
             mtime: time_of(mtime.restore(fd)?),
             moving: false,
+            capability: None,
             ..candidate.mark.clone()
         };
         space::set_mark(fd, &rests.to_bytes())?;
