@@ -339,6 +339,32 @@ fn nobody_reads_zeros_when_the_guard_is_killed_on_btrfs() {
     guard_killed(Kind::Btrfs);
 }
 
+/// Where every file is asked about, whole ones are ignored after the first time: until they are released.
+#[test]
+fn a_file_that_was_ignored_is_asked_about_again_when_it_is_released() {
+    let system = Setup::new(Kind::Ext4)
+        .exposed()
+        .with("stub_marks_max", "0")
+        .start();
+    let file = system.at("file");
+    for round in 0..4 {
+        fs::write(&file, noise(round, 50_000)).expect("written");
+        system.sync_all();
+        for _ in 0..3 {
+            assert_eq!(fs::read(&file).expect("read"), noise(round, 50_000));
+        }
+        released(&system, &[&file]);
+        // Not by the first access after it, nor by a later one.
+        for _ in 0..3 {
+            assert_eq!(
+                fs::read(&file).expect("read"),
+                noise(round, 50_000),
+                "{round}"
+            );
+        }
+    }
+}
+
 #[test]
 fn stubs_outlive_a_restart_and_stopping_waits_for_users() {
     let mut system = exposed(Kind::Ext4);
