@@ -521,6 +521,8 @@ impl Drop for System {
         let said = self.daemon.take().map(|mut daemon| daemon.kill());
         if exposed {
             self.kill_all();
+            // While it is ours: once the home is cleared away, another test may have its number.
+            drop(self.device.take());
         }
         if thread::panicking() {
             match said {

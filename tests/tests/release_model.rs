@@ -1,0 +1,273 @@
+//! Random operations, release and recall at once, while worker and guard are killed:
+//! at the end everything comes back from the media as it is on the disk, and what was known reads right.
+//!
+//! `HSM_SEED` brings a run back, `HSM_ROUNDS` makes more rounds.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use hsm_tests::changes::noise;
+use hsm_tests::loopfs::{Kind, ROOMY_BYTES};
+use hsm_tests::program::{Running, locate};
+use hsm_tests::report::say;
+use hsm_tests::stubs::{assert_reads, is_marked};
+use hsm_tests::system::{Setup, System};
+use hsm_tests::workload::{Workload, rounds, seed};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+/// Files that nobody changes.
+const KNOWN: u64 = 40;
+/// How long one round disturbs.
+const ROUND: Duration = Duration::from_secs(4);
+
+fn pause(random: &mut StdRng, at_most_ms: u64) {
+    thread::sleep(Duration::from_millis(random.random_range(0..=at_most_ms)));
+}
+
+fn known(system: &System, number: u64) -> PathBuf {
+    system.at(format!("known/{number}"))
+}
+
+fn content(number: u64) -> Vec<u8> {
+    // From one byte to two megabytes.
+    let len = 1_usize << (number % 22);
+    noise(number, len + usize::try_from(number).unwrap_or(0))
+}
+
+fn start(kind: Kind, settings: &[(&str, &str)]) -> System {
+    hsm_tests::compare::ignore_holes();
+    let mut setup = Setup::new(kind)
+        .bytes(ROOMY_BYTES)
+        .exposed()
+        .with("segment_bytes", "\"1MiB\"");
+    for (key, value) in settings {
+        setup = setup.with(key, value);
+    }
+    let system = setup.start();
+    fs::create_dir(system.at("known")).expect("a directory");
+    for number in 0..KNOWN {
+        fs::write(known(&system, number), content(number)).expect("written");
+    }
+    system.sync_all();
+    system
+}
+
+fn known_reads_right(system: &System, context: &str) {
+    for number in 0..KNOWN {
+        assert_reads(&known(system, number), &content(number), context);
+    }
+}
+
+/// Releases and recalls the whole tree, or a part of it, again and again.
+fn move_data(system: &System, seed: u64, over: &AtomicBool) -> u64 {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut released = 0;
+    while !over.load(Ordering::Relaxed) {
+        let part = ["", "known", "d0", "d1"][random.random_range(0..4)];
+        let path = system.at(part);
+        if !path.is_dir() {
+            continue;
+        }
+        let path = path.to_str().expect("ASCII");
+        let words: &[&str] = match random.random_range(0..5) {
+            0 => &["recall", "-r", path],
+            1 => &["recall", "-r", "--wait", path],
+            2 => &["release", "-r", "--wait", path],
+            _ => &["release", "-r", path],
+        };
+        // Whatever becomes of it: the worker may just be dead.
+        let ran = system.tierctl(words);
+        let first = ran.stdout.split(' ').next().unwrap_or_default();
+        if words[0] == "release" {
+            released += first.parse().unwrap_or(0);
+        }
+        pause(&mut random, 100);
+    }
+    released
+}
+
+/// Reads what is known, in random order; right bytes, or EAGAIN where the guard was killed.
+fn read_known(system: &System, seed: u64, over: &AtomicBool) {
+    let mut random = StdRng::seed_from_u64(seed);
+    while !over.load(Ordering::Relaxed) {
+        let number = random.random_range(0..KNOWN);
+        let path = known(system, number);
+        assert_reads(&path, &content(number), "while it is disturbed");
+        pause(&mut random, 20);
+    }
+}
+
+fn kill_somebody(system: &System, random: &mut StdRng) -> &'static str {
+    match random.random_range(0..5) {
+        0 | 1 => {
+            system.kill_process("worker");
+            "worker"
+        }
+        2 | 3 => {
+            system.kill_process("guard");
+            "guard"
+        }
+        _ => {
+            for pid in ["guard", "worker"]
+                .iter()
+                .flat_map(|role| system.processes(role))
+            {
+                let pid = nix::unistd::Pid::from_raw(pid);
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            }
+            system.kill_process("guard");
+            "both"
+        }
+    }
+}
+
+/// Waits until the daemon answers again.
+fn answers(system: &System) {
+    let end = Instant::now() + Duration::from_mins(1);
+    loop {
+        let ran = system.tierctl(&["status"]);
+        if ran.code < 2 {
+            return;
+        }
+        assert!(Instant::now() < end, "it never answers again: {ran}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn disturbed(kind: Kind, kills: bool, settings: &[(&str, &str)]) {
+    let seed = seed();
+    let mut random = StdRng::seed_from_u64(seed);
+    let system = start(kind, settings);
+    for round in 0..rounds(1) {
+        let context = format!("{kind}, {settings:?}, round {round}, HSM_SEED={seed}");
+        let workload = Workload::start(system.root(), random.random(), 3, 1_000_000);
+        let (over, killed) = (AtomicBool::new(false), AtomicU64::new(0));
+        let seeds: [u64; 4] = random.random();
+        thread::scope(|scope| {
+            let (system, over) = (&system, &over);
+            let mover = scope.spawn(move || move_data(system, seeds[0], over));
+            let other = scope.spawn(move || move_data(system, seeds[1], over));
+            scope.spawn(move || read_known(system, seeds[2], over));
+            let end = Instant::now() + ROUND;
+            let mut random = StdRng::seed_from_u64(seeds[3]);
+            while Instant::now() < end {
+                pause(&mut random, 900);
+                if kills {
+                    let who = kill_somebody(system, &mut random);
+                    say(format_args!("{context}: killed {who}"));
+                    killed.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            answers(system);
+            over.store(true, Ordering::Relaxed);
+            let released = mover.join().expect("released") + other.join().expect("released");
+            say(format_args!("{context}: {released} files released"));
+            // With kills most requests fail; that is no proof of anything.
+            assert!(
+                kills || released > 0,
+                "{context}: nothing was ever released"
+            );
+        });
+        let counts = workload.stop();
+        say(format_args!(
+            "{context}: {} operations, {} kills",
+            counts.values().sum::<u64>(),
+            killed.load(Ordering::Relaxed)
+        ));
+        known_reads_right(&system, &context);
+        system.check(&context);
+    }
+}
+
+macro_rules! disturbed {
+    ($($name:ident: $kind:ident, $kills:expr, $settings:expr;)*) => {
+        $(
+            #[test]
+            fn $name() {
+                disturbed(Kind::$kind, $kills, $settings);
+            }
+        )*
+    };
+}
+
+disturbed! {
+    random_release_and_recall_on_ext4: Ext4, false, &[];
+    random_release_and_recall_on_xfs: Xfs, false, &[];
+    random_release_and_recall_on_btrfs: Btrfs, false, &[];
+    random_release_and_recall_under_kills_on_ext4: Ext4, true, &[];
+    random_release_and_recall_under_kills_on_xfs: Xfs, true, &[];
+    random_release_and_recall_under_kills_on_btrfs: Btrfs, true, &[];
+    every_file_is_asked_about_under_kills: Ext4, true, &[("stub_marks_max", "0")];
+    few_stubs_have_marks_under_kills: Ext4, true, &[("stub_marks_max", "10")];
+    only_opening_is_asked_about_under_kills: Ext4, true, &[("pre_access", "false")];
+}
+
+/// Keeper, guard and worker are killed at once while data is on its way.
+fn killed_under_way(kind: Kind) {
+    let seed = seed();
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut system = start(kind, &[]);
+    for round in 0..rounds(4) {
+        let context = format!("{kind}, round {round}, HSM_SEED={seed}");
+        Workload::start(system.root(), random.random(), 3, 300).finish();
+        if random.random_bool(0.7) {
+            system.sync_all();
+        }
+        let root = system.root().to_str().expect("ASCII").to_owned();
+        let words: &[&[&str]] = match random.random_range(0..3) {
+            0 => &[&["release", "-r"]],
+            1 => &[&["release", "-r"], &["recall", "-r"]],
+            _ => &[&["recall", "-r"], &["release", "-r"], &["release", "-r"]],
+        };
+        // Now and then what is released is so when it begins.
+        if random.random_bool(0.5) {
+            let _ = system.tierctl(&["release", "-r", &root]);
+        }
+        let mut asked = Vec::new();
+        for (number, words) in words.iter().enumerate() {
+            let mut command = Command::new(locate("tierctl"));
+            command
+                .arg("--config")
+                .arg(system.config())
+                .args(*words)
+                .arg(&root);
+            let name = format!("answers/{round}-{number}");
+            asked.push(Running::start(command, system.home().path(), &name));
+            pause(&mut random, 60);
+        }
+        pause(&mut random, 250);
+        system.kill_all();
+        for mut running in asked {
+            running.kill();
+        }
+        system.start();
+        let stubs = (0..KNOWN)
+            .filter(|number| is_marked(&known(&system, *number)))
+            .count();
+        say(format_args!("{context}: {stubs} of {KNOWN} have marks"));
+        known_reads_right(&system, &context);
+        if round % 2 == 1 {
+            system.check(&context);
+        }
+    }
+}
+
+#[test]
+fn all_is_killed_while_data_moves_on_ext4() {
+    killed_under_way(Kind::Ext4);
+}
+
+#[test]
+fn all_is_killed_while_data_moves_on_xfs() {
+    killed_under_way(Kind::Xfs);
+}
+
+#[test]
+fn all_is_killed_while_data_moves_on_btrfs() {
+    killed_under_way(Kind::Btrfs);
+}
