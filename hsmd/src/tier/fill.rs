@@ -21,6 +21,8 @@ const EXTENTS: usize = 256;
 const RESERVE_FROM: u64 = 1 << 20;
 /// A file of this size is fetched by one thread and written by another.
 const APART_FROM: u64 = 4 << 20;
+/// What is written is compared by blocks of this size.
+const BLOCK: usize = 4096;
 /// Chunks on the way between the two; each is at most a megabyte.
 const UNDER_WAY: usize = 8;
 
@@ -301,10 +303,35 @@ impl HoleWriter<'_, '_> {
         }
     }
 
-    fn compare(&self, wanted: &[u8], offset: u64) -> Result<(), FillError> {
+    /// A write of ours that was killed may leave zeros behind its end which count as data, up to where the
+    /// kernel keeps the file's pages together. They are filled; false: something else is there.
+    fn complete(&mut self, wanted: &[u8], found: &[u8], offset: u64) -> Result<bool, FillError> {
+        let mut missing = Vec::new();
+        let blocks = wanted.chunks(BLOCK).zip(found.chunks(BLOCK)).enumerate();
+        for (number, (wanted, found)) in blocks {
+            let Some(from) = wanted.iter().zip(found).position(|(a, b)| a != b) else {
+                continue;
+            };
+            let (Some(rest), Some(there)) = (wanted.get(from..), found.get(from..)) else {
+                return Ok(false);
+            };
+            if there.iter().any(|byte| *byte != 0) {
+                return Ok(false);
+            }
+            missing.push((offset + (number * BLOCK + from) as u64, rest));
+        }
+        let fd = self.fd;
+        for (at, rest) in missing {
+            self.mtime.over(fd, || space::write_at(fd, rest, at))?;
+            self.written += rest.len() as u64;
+        }
+        Ok(true)
+    }
+
+    fn compare(&mut self, wanted: &[u8], offset: u64) -> Result<(), FillError> {
         let mut found = vec![0; wanted.len()];
         io::read_exact_at(self.fd, &mut found, offset)?;
-        if found == wanted {
+        if found == wanted || (self.mark.moving && self.complete(wanted, &found, offset)?) {
             return Ok(());
         }
         Err(FillError::Suspect(format!(
