@@ -392,6 +392,7 @@ fn start_tier(
         events,
         log_id,
         fs_uuid: report.fs_uuid,
+        fs_type: &report.fs_type,
     };
     Tier::new(inherited, parts)
         .map(|tier| Some(Arc::new(tier)))

@@ -99,6 +99,8 @@ fn start_journal(args: &Hsmd) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(false)
+        // Else a journal that cannot be written makes whoever speaks panic, the keeper among them.
+        .log_internal_errors(false)
         .init();
 }
 

@@ -64,6 +64,8 @@ struct Guard {
     worker: AtomicI32,
     /// Every file is asked about, so that whole ones are worth an ignore mark.
     everything: AtomicBool,
+    /// There will be no worker: released files cannot be opened, all others can.
+    refusing: AtomicBool,
     waiters_max: usize,
     held_max: usize,
 }
@@ -92,7 +94,9 @@ impl Guard {
 
     fn decide(&self, access: Access) {
         let own = i32::try_from(std::process::id()).unwrap_or(0);
-        if access.pid == own || access.pid == self.worker.load(Ordering::Relaxed) {
+        let worker = self.worker.load(Ordering::Relaxed);
+        // 0 is somebody of another namespace.
+        if access.pid > 0 && (access.pid == own || access.pid == worker) {
             // Nobody may wait for himself.
             return self.answer(access, Answer::Allow);
         }
@@ -133,6 +137,9 @@ impl Guard {
 
     /// Keeps an access for the worker.
     fn hold(&self, access: Access) {
+        if self.refusing.load(Ordering::Relaxed) {
+            return self.answer(access, Answer::Deny(libc::EAGAIN));
+        }
         let uid = process::user_of(access.pid).unwrap_or(0);
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut pending = lock(&self.pending);
@@ -258,7 +265,8 @@ impl Recipe<'_> {
     }
 }
 
-fn program() -> PathBuf {
+/// This program's file, or the one that has taken its place.
+pub fn program() -> PathBuf {
     let path = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("hsmd"));
     // After an upgrade the file that this process runs is gone, and another lies in its place.
     match path
@@ -342,6 +350,7 @@ impl Supervisor {
             bell,
             worker: AtomicI32::new(0),
             everything: AtomicBool::new(true),
+            refusing: AtomicBool::new(false),
             waiters_max: args.waiters_max,
             held_max: usize::try_from(files.saturating_sub(RESERVED)).unwrap_or(usize::MAX),
         });
@@ -376,7 +385,18 @@ impl Supervisor {
             log_level,
         };
         loop {
-            let mut worker = recipe.start(&self.guard, !self.ready_once)?;
+            let mut worker = match recipe.start(&self.guard, !self.ready_once) {
+                Ok(worker) => worker,
+                Err(error) => {
+                    tracing::error!(error, "no worker can be started; it is tried again");
+                    self.rest(BACKOFF);
+                    if self.stopping {
+                        self.guard.give_up();
+                        return Ok(ExitCode::SUCCESS);
+                    }
+                    continue;
+                }
+            };
             let code = self.serve(&mut worker, args)?;
             self.guard.worker.store(0, Ordering::Relaxed);
             self.guard.untell();
@@ -385,9 +405,14 @@ impl Supervisor {
                 return Ok(ExitCode::SUCCESS);
             }
             if code == Some(REFUSED) && !self.ready_once {
-                // It has said why.
+                // It has said why. Until the filesystem is unmounted, somebody must answer.
+                self.guard.refusing.store(true, Ordering::Relaxed);
                 self.guard.give_up();
-                return Ok(ExitCode::from(2));
+                let _ = kill(Pid::from_raw(args.keeper), Signal::SIGUSR2);
+                while !self.stopping {
+                    self.rest(BACKOFF);
+                }
+                return Ok(ExitCode::SUCCESS);
             }
             if std::mem::take(&mut self.restarting) {
                 tracing::info!("the worker is started again");

@@ -5,7 +5,6 @@
 //! to released files wait.
 
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -42,6 +41,7 @@ struct Keeper<'k> {
     signals: SignalFd,
     ready: bool,
     stopping: bool,
+    refused: bool,
 }
 
 /// `hsmd` with a `device` in its configuration.
@@ -63,6 +63,7 @@ fn keep(config: &Config, args: &Hsmd) -> Result<ExitCode, Refusal> {
         Signal::SIGHUP,
         Signal::SIGCHLD,
         Signal::SIGUSR1,
+        Signal::SIGUSR2,
     ] {
         set.add(signal);
     }
@@ -97,8 +98,10 @@ fn keep(config: &Config, args: &Hsmd) -> Result<ExitCode, Refusal> {
         signals,
         ready: false,
         stopping: false,
+        refused: false,
     };
-    let code = keeper.watch_over()?;
+    // From here on nothing ends this process before the filesystem is hidden again.
+    let code = keeper.watch_over();
     keeper.close();
     Ok(code)
 }
@@ -109,8 +112,7 @@ impl Keeper<'_> {
             |error: &dyn std::fmt::Display| refuse("the guard", error, "see the messages before");
         let group = process::for_child(&self.group).map_err(|error| failed(&error))?;
         let events = process::for_child(&self.events).map_err(|error| failed(&error))?;
-        let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("hsmd"));
-        let mut command = Command::new(program);
+        let mut command = Command::new(super::guard::program());
         command.arg("--config").arg(&self.config.file);
         command.args(["--log-level", &self.args.log_level]);
         command.arg("guard");
@@ -135,12 +137,11 @@ impl Keeper<'_> {
     }
 
     /// Until the filesystem is not exposed any more, and the guard is gone.
-    fn watch_over(&mut self) -> Result<ExitCode, Refusal> {
-        let mut guard = self.start_guard()?;
+    fn watch_over(&mut self) -> ExitCode {
+        let mut guard = self.some_guard();
         let mut started = Instant::now();
         let mut told: Option<Instant> = None;
         let mut hidden = false;
-        let mut refused = false;
         loop {
             let patience = if self.stopping && !hidden {
                 PollTimeout::try_from(TRY_AGAIN).unwrap_or(PollTimeout::ZERO)
@@ -151,29 +152,20 @@ impl Keeper<'_> {
             let _ = poll(&mut fds, patience);
             self.obey(&guard);
             if let Ok(Some(status)) = guard.try_wait() {
-                if status.code() == Some(2) && !self.ready {
-                    // The worker has said why it does not start.
-                    (self.stopping, refused) = (true, true);
-                }
                 if hidden {
                     break;
                 }
-                if !refused {
-                    tracing::error!(%status, "the guard ended; accesses to released files wait for the next one");
-                    if started.elapsed() < BACKOFF {
-                        std::thread::sleep(BACKOFF);
-                    }
-                    guard = self.start_guard()?;
-                    started = Instant::now();
+                tracing::error!(%status, "the guard ended; accesses to released files wait for the next one");
+                if started.elapsed() < BACKOFF {
+                    std::thread::sleep(BACKOFF);
                 }
+                guard = self.some_guard();
+                started = Instant::now();
             }
             if self.stopping && !hidden {
                 match self.exposure.hide() {
                     Ok(true) => {
                         hidden = true;
-                        if refused {
-                            break;
-                        }
                         // Nothing can change any more: what did is examined, and the log closed.
                         signal_child(&guard, Signal::SIGTERM);
                     }
@@ -190,11 +182,24 @@ impl Keeper<'_> {
                 }
             }
         }
-        Ok(if refused {
+        if self.refused {
             ExitCode::from(2)
         } else {
             ExitCode::SUCCESS
-        })
+        }
+    }
+
+    /// Starts a guard, however long that takes: without one, accesses wait.
+    fn some_guard(&self) -> Child {
+        loop {
+            match self.start_guard() {
+                Ok(guard) => return guard,
+                Err(error) => {
+                    tracing::error!(%error, "no guard can be started; it is tried again");
+                    std::thread::sleep(BACKOFF);
+                }
+            }
+        }
     }
 
     fn obey(&mut self, guard: &Child) {
@@ -205,6 +210,8 @@ impl Keeper<'_> {
                     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
                     self.stopping = true;
                 }
+                // The worker has said why it does not start.
+                Ok(Signal::SIGUSR2) => (self.stopping, self.refused) = (true, true),
                 Ok(Signal::SIGHUP) => signal_child(guard, Signal::SIGHUP),
                 Ok(Signal::SIGUSR1) => {
                     self.ready = true;

@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use tierfs::LogId;
 use tierfs::stub::StubMark;
 
-use crate::sys::handle::handle_of;
+use crate::sys::handle::{Handle, handle_of};
 use crate::sys::seek::Content;
 use crate::sys::space::{STUB_XATTR, remove_mark};
 use crate::sys::{Error, seek, xattr};
@@ -27,18 +27,21 @@ pub fn look(fd: BorrowedFd<'_>, log_id: LogId) -> Result<Marked, Error> {
     let Some(value) = xattr::read_one(fd, STUB_XATTR)? else {
         return Ok(Marked::Whole);
     };
+    let mut copied_in_part = false;
     let why = match StubMark::from_bytes(&value) {
         Err(error) => format!("its mark cannot be read: {error}"),
         Ok(mark) if mark.log_id != log_id => {
             format!("its mark belongs to log {}", mark.log_id)
         }
         Ok(mark) if mark.handle != handle_of(fd)?.to_bytes() => {
+            // A snapshot has what the original had then, which may be some of it.
+            copied_in_part = is_snapshot(&mark.handle, &handle_of(fd)?.to_bytes());
             "its mark belongs to another inode (it is a copy of a stub that was made without its data)"
                 .to_owned()
         }
         Ok(mark) => return Ok(Marked::Stub(mark)),
     };
-    if has_data(fd)? {
+    if !copied_in_part && has_data(fd)? {
         tracing::info!(
             file = crate::sys::describe(fd),
             why,
@@ -48,6 +51,17 @@ pub fn look(fd: BorrowedFd<'_>, log_id: LogId) -> Result<Marked, Error> {
         return Ok(Marked::Whole);
     }
     Ok(Marked::Suspect(why))
+}
+
+/// Whether two handles are those of an inode and of its like in another subvolume of btrfs.
+fn is_snapshot(mark: &[u8], own: &[u8]) -> bool {
+    let of = |bytes: &[u8]| {
+        let handle = Handle::from_bytes(bytes).ok()?;
+        handle.as_ref().btrfs_root()?;
+        // Object id and generation; the subvolume lies between.
+        Some((bytes.get(4..12)?.to_vec(), bytes.get(20..24)?.to_vec()))
+    };
+    of(mark).is_some_and(|mark| of(own) == Some(mark))
 }
 
 /// Whether a file has any data (or cannot have: it is empty).

@@ -22,7 +22,7 @@ use tierfs::{FileId, LogId};
 use super::fill::{FillError, Filler};
 use super::mark::{self, Marked};
 use super::residents::Residents;
-use super::{Busy, Vouched};
+use super::{Busy, Gone, Vouched};
 use crate::capture::hints::{Beside, Key, Look};
 use crate::fetch::Fetcher;
 use crate::shared::{Shared, lock};
@@ -40,6 +40,8 @@ const GATHER: Duration = Duration::from_millis(50);
 /// The notices about files that cannot be recalled.
 const AWAY: &str = "recall-away";
 const BROKEN: &str = "recall-broken";
+/// How long files that lost their marks stay on the list of stubs at least.
+const FORGET: Duration = Duration::from_secs(5);
 /// How often it is asked whether a recalled file is still in use.
 const IN_USE: Duration = Duration::from_millis(200);
 /// How long a recall that could not be served rests.
@@ -92,7 +94,8 @@ struct Queue {
     last: (u32, (u64, u64)),
     /// What could not be served, and when it is tried again.
     later: Vec<(Instant, u32, u64, Handle)>,
-    there: Vec<(Handle, Instant)>,
+    /// Each with when it is to be finished, and whether that can be sooner where somebody waits.
+    there: Vec<(Handle, Instant, bool)>,
     arrivals: u64,
     closed: bool,
 }
@@ -150,6 +153,8 @@ pub struct Parts {
     pub busy: Arc<Busy>,
     /// Files that were found to be as logged.
     pub vouched: Arc<Vouched>,
+    /// What goes off the list.
+    pub gone: Arc<Gone>,
     /// How long a program waits for a copy that is away.
     pub wait: Duration,
 }
@@ -375,7 +380,10 @@ impl Recall {
         let seals = flags::unseal(held.as_fd())?;
         if seals != 0 {
             mark.seals.0 |= seals;
-            space::set_mark(held.as_fd(), &mark.to_bytes())?;
+            if let Err(error) = space::set_mark(held.as_fd(), &mark.to_bytes()) {
+                flags::seal(held.as_fd(), seals)?;
+                return Err(error.into());
+            }
         }
         let filled = self.fill_marked(handle, &mark);
         if filled.is_err() && mark.seals.0 != 0 {
@@ -437,7 +445,9 @@ impl Recall {
             waiters: stay,
         };
         queue.states.insert(handle.clone(), state);
-        queue.there.push((handle.clone(), Instant::now() + GATHER));
+        queue
+            .there
+            .push((handle.clone(), Instant::now() + GATHER, true));
         drop(queue);
         self.finish.notify_one();
         for id in go_on {
@@ -545,27 +555,51 @@ impl Recall {
 
     /// The finishing thread's body: makes recalled files durable and takes their marks away.
     pub fn finish(&self) {
+        let mut forgot = Instant::now();
         while let Some(batch) = self.next_batch() {
             let closed = lock(&self.queue).closed;
-            self.finish_batch(batch);
+            if !batch.is_empty() {
+                self.finish_batch(batch);
+            }
+            if closed || forgot.elapsed() >= FORGET {
+                forgot = Instant::now();
+                self.forget();
+            }
             if closed {
                 return;
             }
+        }
+        self.forget();
+    }
+
+    /// Takes files off the list whose marks are gone for good.
+    fn forget(&self) {
+        let gone = self.parts.gone.take();
+        if gone.is_empty() {
+            return;
+        }
+        let forgotten = io::syncfs(self.parts.mount.root()).is_ok()
+            && lock(&self.parts.residency).remove(&gone).is_ok();
+        if !forgotten {
+            tracing::warn!("the list of stubs keeps files that are none");
         }
     }
 
     /// Files to finish, each with whether somebody waits for it.
     fn next_batch(&self) -> Option<Vec<(Handle, bool)>> {
         let mut queue = lock(&self.queue);
+        let begun = Instant::now();
         loop {
             let now = Instant::now();
+            let waited = begun.elapsed() >= FORGET;
             let closed = queue.closed;
             let Queue { there, states, .. } = &mut *queue;
             let awaited = |handle: &Handle| matches!(states.get(handle), Some(State::There { waiters, .. }) if !waiters.is_empty());
             let mut batch = Vec::new();
-            let due =
-                |(handle, due): &mut (Handle, Instant)| closed || *due <= now || awaited(handle);
-            for (handle, _) in there.extract_if(.., due).take(FINISH_MAX) {
+            let due = |(handle, due, sooner): &mut (Handle, Instant, bool)| {
+                closed || *due <= now || (*sooner && awaited(handle))
+            };
+            for (handle, ..) in there.extract_if(.., due).take(FINISH_MAX) {
                 let waits = awaited(&handle);
                 batch.push((handle, waits));
             }
@@ -573,8 +607,14 @@ impl Recall {
                 // Once more after the end: the next worker is to find whole files where nobody uses them.
                 return Some(batch).filter(|batch| !batch.is_empty());
             }
-            let next = queue.there.iter().map(|(_, due)| *due).min();
-            let patience = next.map_or(Duration::from_mins(1), |due| due - now);
+            let next = queue.there.iter().map(|(_, due, _)| *due).min();
+            let mut patience = next.map_or(Duration::from_mins(1), |due| due - now);
+            if !self.parts.gone.is_empty() {
+                patience = patience.min(FORGET);
+                if waited {
+                    return Some(Vec::new());
+                }
+            }
             queue = self
                 .finish
                 .wait_timeout(queue, patience)
@@ -591,7 +631,7 @@ impl Recall {
                 // take that for a change of the file: not before they are done.
                 Ok(Opened::Fd(fd)) if !awaited && is_used(&fd) => {
                     let at = Instant::now() + IN_USE;
-                    lock(&self.queue).there.push((handle, at));
+                    lock(&self.queue).there.push((handle, at, true));
                 }
                 Ok(Opened::Fd(fd)) => open.push((handle, fd)),
                 // Deleted meanwhile.
@@ -619,9 +659,7 @@ impl Recall {
                 Err(error) => self.put_off(handle, &error),
             }
         }
-        if let Err(error) = lock(&self.parts.residency).remove(&gone) {
-            tracing::warn!(%error, "the list of stubs keeps files that are none");
-        }
+        self.parts.gone.note(gone);
     }
 
     fn finish_one(
@@ -676,7 +714,7 @@ impl Recall {
     fn put_off(&self, handle: Handle, error: &Error) {
         tracing::warn!(%error, "a recalled file cannot be made durable yet, it keeps its mark");
         let at = Instant::now() + AGAIN;
-        lock(&self.queue).there.push((handle, at));
+        lock(&self.queue).there.push((handle, at, false));
     }
 }
 

@@ -22,8 +22,8 @@ use tierfs::{FileId, LogId, SegmentNo, Time};
 
 use super::mark::{self, Marked};
 use super::mtime::Mtime;
-use super::residents::{Residents, forget};
-use super::{Busy, Held};
+use super::residents::Residents;
+use super::{Busy, Gone, Held};
 use crate::board::Board;
 use crate::capture::facts::time_of;
 use crate::capture::hints::{Beside, Key, Look};
@@ -96,6 +96,20 @@ pub struct Released {
     pub freed: u64,
 }
 
+/// Why a file was not punched, or not to the end.
+enum Unpunched {
+    /// It has all its bytes.
+    Whole(Refused),
+    /// The kernel failed after the punch had begun.
+    Perhaps(Error),
+}
+
+impl From<Error> for Unpunched {
+    fn from(error: Error) -> Self {
+        Self::Perhaps(error)
+    }
+}
+
 /// What release works with.
 pub struct Release {
     /// Hints.
@@ -110,6 +124,10 @@ pub struct Release {
     pub residency: Arc<Mutex<Residency>>,
     /// Inodes that are worked on.
     pub busy: Arc<Busy>,
+    /// What goes off the list.
+    pub gone: Arc<Gone>,
+    /// Files whose release was interrupted: they are to be recalled.
+    pub interrupted: Mutex<Vec<Handle>>,
     /// The catalog's file.
     pub catalog: PathBuf,
     /// The log.
@@ -174,7 +192,7 @@ impl Release {
                 }
             }
         }
-        forget(&self.residency, &not);
+        self.gone.note(not);
         if marked.is_empty() {
             return Ok(());
         }
@@ -187,10 +205,19 @@ impl Release {
             return Ok(());
         }
         for candidate in marked {
-            let result = Self::punch(&candidate);
-            if result.is_err() {
-                self.take_back(&candidate);
-            }
+            let result = match Self::punch(&candidate) {
+                Ok(released) => Ok(released),
+                Err(Unpunched::Whole(refused)) => {
+                    self.take_back(&candidate);
+                    Err(refused)
+                }
+                // Some of its data may be gone: it keeps its mark, and gets its data back.
+                Err(Unpunched::Perhaps(error)) => {
+                    tracing::warn!(%error, "a release was interrupted, the file is recalled");
+                    lock(&self.interrupted).push(candidate.handle.clone());
+                    Err(error.into())
+                }
+            };
             // Its change time is a new one, by our own doing.
             let key = Key::Inode(candidate.handle.clone());
             let file = candidate.file;
@@ -333,6 +360,12 @@ impl Release {
             return Err(Refused::Dirty);
         }
         space::set_mark(fd, &mark.to_bytes())?;
+        // Whoever looked at the file before the lease may have had it ignored since `protect`; under the
+        // lease nobody has it open, and later ones see the mark.
+        if let Err(error) = self.residents.unignore(fd) {
+            space::remove_mark(fd)?;
+            return Err(error.into());
+        }
         let ctime = stat_of(fd)?.ctime;
         let alone = lease.holds();
         drop(lease);
@@ -344,17 +377,21 @@ impl Release {
     }
 
     /// The second pass: from the lease to the punch nothing waits for anything.
-    fn punch(candidate: &Candidate<'_>) -> Result<Released, Refused> {
+    fn punch(candidate: &Candidate<'_>) -> Result<Released, Unpunched> {
         let fd = candidate.fd.as_fd();
-        let lease = WriteLease::take(fd)?.ok_or(Refused::InUse)?;
-        let before = stat_of(fd)?;
-        if (before.ctime, before.size) != (candidate.ctime, candidate.mark.size) {
-            return Err(Refused::Dirty);
-        }
-        let mut mtime = Mtime::keep(fd)?;
-        if !lease.holds() {
-            return Err(Refused::InUse);
-        }
+        let look = || -> Result<_, Refused> {
+            let lease = WriteLease::take(fd)?.ok_or(Refused::InUse)?;
+            let before = stat_of(fd)?;
+            if (before.ctime, before.size) != (candidate.ctime, candidate.mark.size) {
+                return Err(Refused::Dirty);
+            }
+            let mtime = Mtime::keep(fd)?;
+            if !lease.holds() {
+                return Err(Refused::InUse);
+            }
+            Ok((lease, before.blocks, mtime))
+        };
+        let (lease, before, mut mtime) = look().map_err(Unpunched::Whole)?;
         mtime.over(fd, || space::punch_all(fd, candidate.mark.size))?;
         if let Some(value) = &candidate.mark.capability {
             space::set_capability(fd, value)?;
@@ -369,7 +406,7 @@ impl Release {
         drop(lease);
         let after = stat_of(fd)?;
         Ok(Released {
-            freed: before.blocks.saturating_sub(after.blocks) * 512,
+            freed: before.saturating_sub(after.blocks) * 512,
         })
     }
 
@@ -378,7 +415,7 @@ impl Release {
         let fd = candidate.fd.as_fd();
         let taken = space::remove_mark(fd).and_then(|()| self.residents.unprotect(fd));
         match taken {
-            Ok(()) => forget(&self.residency, &[candidate.file]),
+            Ok(()) => self.gone.note([candidate.file]),
             // It is a stub with all its bytes then.
             Err(error) => tracing::warn!(%error, "a file that was not released keeps its mark"),
         }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use tierfs::catalog::{self, Reader};
 use tierfs::residency::{Residency, Stub};
-use tierfs::{FileId, LogId, Time};
+use tierfs::{LogId, Time};
 
 use super::mark::{self, Marked};
 use crate::shared::{Shared, lock};
@@ -40,12 +40,23 @@ pub enum ResidentsError {
     Stopping,
 }
 
+/// What a file on the list is.
+enum Listed {
+    Stub,
+    /// A crash interrupted its release or recall.
+    Moving(Handle),
+    /// It is deleted.
+    Gone,
+}
+
 #[derive(Debug)]
 struct Mode {
     /// The mark on the whole filesystem is set.
     filesystem: bool,
     /// Inodes that have marks, as far as it is known.
     marks: u64,
+    /// The list is being gone through: what is released meanwhile gets a mark in any case.
+    settling: bool,
 }
 
 /// See the module.
@@ -54,6 +65,9 @@ pub struct Residents {
     asked: Asked,
     mount: Arc<PrivateMount>,
     max: u64,
+    /// Snapshots make new inodes with the marks of others (btrfs), which raise no event: the mark on the
+    /// filesystem stays.
+    snapshots: bool,
     mode: Mutex<Mode>,
 }
 
@@ -64,6 +78,7 @@ impl Residents {
         wanted: Asked,
         mount: Arc<PrivateMount>,
         max: u64,
+        snapshots: bool,
     ) -> Result<Self, sys::Error> {
         let asked = group.mark_filesystem(mount.root(), wanted)?;
         group.ignore_mount(mount.root(), asked)?;
@@ -72,9 +87,11 @@ impl Residents {
             asked,
             mount,
             max,
+            snapshots,
             mode: Mutex::new(Mode {
                 filesystem: true,
                 marks: 0,
+                settling: false,
             }),
         })
     }
@@ -101,11 +118,16 @@ impl Residents {
                 "more stubs than stub_marks_max: every file is asked about now"
             );
         }
-        if !mode.filesystem || mode.marks < self.max {
+        if !mode.filesystem || mode.settling || mode.marks < self.max {
             self.group.mark_inode(file, self.asked)?;
             mode.marks += 1;
         }
         drop(mode);
+        self.unignore(file)
+    }
+
+    /// Makes sure that the file is not ignored where every file is asked about.
+    pub fn unignore(&self, file: BorrowedFd<'_>) -> Result<(), sys::Error> {
         self.group.unignore_inode(file, self.asked)
     }
 
@@ -128,6 +150,23 @@ impl Residents {
         log_id: LogId,
         fs_uuid: &[u8; 16],
     ) -> Result<Vec<Handle>, ResidentsError> {
+        {
+            let mut mode = lock(&self.mode);
+            (mode.settling, mode.marks) = (true, 0);
+        }
+        let settled = self.settle_all(shared, residency, catalog, log_id, fs_uuid);
+        lock(&self.mode).settling = false;
+        settled
+    }
+
+    fn settle_all(
+        &self,
+        shared: &Shared,
+        residency: &Mutex<Residency>,
+        catalog: &Path,
+        log_id: LogId,
+        fs_uuid: &[u8; 16],
+    ) -> Result<Vec<Handle>, ResidentsError> {
         let mut moving = Vec::new();
         if !lock(residency).is_complete(fs_uuid)? {
             self.census(shared, residency, catalog, log_id)?;
@@ -141,19 +180,31 @@ impl Residents {
             );
             return Ok(moving);
         }
-        let mut after = None;
+        let (mut after, mut gone) = (None, Vec::new());
         loop {
             let page = lock(residency).page(after, PAGE)?;
             for stub in &page {
                 stopping(shared)?;
-                moving.extend(self.mark(stub, log_id)?);
+                match self.mark(stub, log_id)? {
+                    Listed::Moving(handle) => moving.push(handle),
+                    Listed::Gone => gone.push(stub.file),
+                    Listed::Stub => {}
+                }
             }
             match page.last() {
                 Some(last) => after = Some(last.file),
                 None => break,
             }
         }
+        lock(residency).remove(&gone)?;
         let mut mode = lock(&self.mode);
+        if self.snapshots {
+            tracing::info!(
+                stubs = mode.marks,
+                "a snapshot may hold stubs that nobody knows: every file is asked about"
+            );
+            return Ok(moving);
+        }
         // What was released meanwhile has its mark by `protect`.
         self.group
             .unmark_filesystem(self.mount.root(), self.asked)?;
@@ -162,10 +213,10 @@ impl Residents {
         Ok(moving)
     }
 
-    /// Gives a stub its mark; gives its handle where a crash interrupted its release or recall.
-    fn mark(&self, stub: &Stub, log_id: LogId) -> Result<Option<Handle>, sys::Error> {
+    /// Gives a stub its mark.
+    fn mark(&self, stub: &Stub, log_id: LogId) -> Result<Listed, sys::Error> {
         let Ok(handle) = Handle::from_bytes(&stub.handle) else {
-            return Ok(None);
+            return Ok(Listed::Gone);
         };
         match open_by_handle(self.mount.root(), handle.as_ref(), io::READ)? {
             Opened::Fd(fd) => {
@@ -173,11 +224,13 @@ impl Residents {
                 self.group.mark_inode(fd.as_fd(), self.asked)?;
                 mode.marks += 1;
                 drop(mode);
-                let marked = mark::look(fd.as_fd(), log_id)?;
-                let moving = matches!(marked, Marked::Stub(mark) if mark.moving);
-                Ok(moving.then_some(handle))
+                Ok(match mark::look(fd.as_fd(), log_id)? {
+                    Marked::Stub(mark) if mark.moving => Listed::Moving(handle),
+                    // A release that runs just now has put it on the list, and not marked it yet.
+                    _ => Listed::Stub,
+                })
             }
-            Opened::Stale => Ok(None),
+            Opened::Stale => Ok(Listed::Gone),
         }
     }
 
@@ -229,12 +282,5 @@ fn stopping(shared: &Shared) -> Result<(), ResidentsError> {
         Err(ResidentsError::Stopping)
     } else {
         Ok(())
-    }
-}
-
-/// What is known to be gone from the list.
-pub fn forget(residency: &Mutex<Residency>, files: &[FileId]) {
-    if let Err(error) = lock(residency).remove(files) {
-        tracing::warn!(%error, "the list of stubs keeps files that are none");
     }
 }

@@ -14,7 +14,7 @@ use super::mark::{self, Marked};
 use super::recall::{self, Outcome, Recall};
 use super::release::{self, Refused, Release, Released};
 use super::residents::{Residents, ResidentsError};
-use super::{Busy, Vouched};
+use super::{Busy, Gone, Vouched};
 use crate::board::Board;
 use crate::capture::hints::{Beside, Key, Look};
 use crate::config::Config;
@@ -84,6 +84,8 @@ pub struct Parts<'p> {
     pub log_id: LogId,
     /// The filesystem's UUID.
     pub fs_uuid: [u8; 16],
+    /// Its type.
+    pub fs_type: &'p str,
 }
 
 /// Why release and recall cannot be had.
@@ -127,18 +129,27 @@ impl Tier {
             events,
             log_id,
             fs_uuid,
+            fs_type,
         } = parts;
         let group = PermissionGroup::from_fd(inherited.group);
         let wanted = Asked {
             pre_access: inherited.pre_access,
         };
-        let residents = Residents::new(group, wanted, mount.clone(), config.stub_marks_max)?;
+        let snapshots = fs_type == "btrfs";
+        let residents = Residents::new(
+            group,
+            wanted,
+            mount.clone(),
+            config.stub_marks_max,
+            snapshots,
+        )?;
         events.ignore_mount(mount.root())?;
         let residents = Arc::new(residents);
         let list = StubList::open(&residency::path_beside(&config.catalog))?;
         let list = Arc::new(Mutex::new(list));
         let busy = Arc::new(Busy::default());
         let vouched = Arc::new(Vouched::default());
+        let gone = Arc::new(Gone::default());
         let volumes: Vec<PathBuf> = config.volumes().map(ToOwned::to_owned).collect();
         let spool = config.spool.clone();
         let look = move || {
@@ -163,6 +174,7 @@ impl Tier {
                 residency: list.clone(),
                 busy: busy.clone(),
                 vouched: vouched.clone(),
+                gone: gone.clone(),
                 wait: config.recall_wait,
             },
             Box::new(answer),
@@ -174,6 +186,8 @@ impl Tier {
             residents: residents.clone(),
             residency: list.clone(),
             busy,
+            gone,
+            interrupted: Mutex::default(),
             catalog: config.catalog.clone(),
             log_id,
         };
@@ -301,6 +315,9 @@ impl Tier {
     ) -> Result<(), catalog::Error> {
         for batch in files.chunks(release::BATCH) {
             self.release.batch(batch, each)?;
+            for handle in lock(&self.release.interrupted).drain(..) {
+                self.recall.resume(&handle);
+            }
         }
         Ok(())
     }
