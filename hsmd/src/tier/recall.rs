@@ -68,8 +68,6 @@ enum Waiter {
         id: u64,
         attempt: Attempt,
         since: Instant,
-        /// Says whether anybody writes, once the bytes are there.
-        fd: Option<OwnedFd>,
     },
     /// Somebody who asked for the recall, and is told when the file is durable.
     Asked {
@@ -220,7 +218,7 @@ impl Recall {
         };
         let mut queue = lock(&self.queue);
         if let Some(State::There { waiters, .. }) = queue.states.get_mut(&handle) {
-            if Self::may_go_on(attempt, &fd) {
+            if self.may_go_on(attempt, &handle) {
                 drop(queue);
                 drop(fd);
                 (self.answer)(id, Answer::Allow);
@@ -230,7 +228,6 @@ impl Recall {
                 id,
                 attempt,
                 since: Instant::now(),
-                fd: None,
             });
             drop(fd);
             self.finish.notify_one();
@@ -245,7 +242,6 @@ impl Recall {
             id,
             attempt,
             since: Instant::now(),
-            fd: Some(fd),
         };
         self.want(queue, handle, uid, place, waiter);
     }
@@ -308,10 +304,18 @@ impl Recall {
 
     /// Whether an access may go on while the file's mark is still there: reading may. Who opens a file
     /// for writing counts as a writer already while he waits.
-    fn may_go_on(attempt: Attempt, fd: &OwnedFd) -> bool {
+    fn may_go_on(&self, attempt: Attempt, handle: &Handle) -> bool {
         // Cutting a file by its path opens nothing, and gives no range.
         let cuts = matches!(attempt, Attempt::Access(None | Some((_, 0))));
-        !cuts && lease::nobody_writes(fd.as_fd()).unwrap_or(false)
+        if cuts {
+            return false;
+        }
+        // By a descriptor of our own: a lease on the one that came from the guard would outlive us there.
+        let root = self.parts.mount.root();
+        match open_by_handle(root, handle.as_ref(), io::READ) {
+            Ok(Opened::Fd(fd)) => lease::nobody_writes(fd.as_fd()).unwrap_or(false),
+            _ => false,
+        }
     }
 
     // ---- the work -----------------------------------------------------------------------------------
@@ -423,21 +427,12 @@ impl Recall {
         let (mut go_on, mut stay) = (Vec::new(), Vec::new());
         for waiter in waiters {
             match waiter {
-                Waiter::Access {
-                    id,
-                    attempt,
-                    fd: Some(fd),
-                    ..
-                } if !sealed && Self::may_go_on(attempt, &fd) => go_on.push(id),
-                Waiter::Access {
-                    id, attempt, since, ..
-                } => stay.push(Waiter::Access {
-                    id,
-                    attempt,
-                    since,
-                    fd: None,
-                }),
-                waiter @ Waiter::Asked { .. } => stay.push(waiter),
+                Waiter::Access { id, attempt, .. }
+                    if !sealed && self.may_go_on(attempt, handle) =>
+                {
+                    go_on.push(id);
+                }
+                waiter => stay.push(waiter),
             }
         }
         let state = State::There {
