@@ -66,6 +66,7 @@ fn killed_at_random_moments(kind: Kind) {
     for number in 0..rounds(3) {
         let context = format!("{kind}, round {number}, HSM_SEED={seed}");
         round(&mut system, &mut random, &context);
+        hsm_tests::sys::give_memory_back();
     }
 }
 
