@@ -79,6 +79,9 @@ pub struct GuardArgs {
     /// Every access is asked about, not only opening
     #[arg(long)]
     pub pre_access: bool,
+    /// A worker has run before: one that refuses to start (its predecessor may still be ending) is tried again
+    #[arg(long)]
+    pub again: bool,
     /// For the first worker
     #[arg(long)]
     pub adopt_filesystem: bool,

@@ -366,7 +366,7 @@ impl Supervisor {
             guard,
             signals,
             keeper: args.keeper,
-            ready_once: false,
+            ready_once: args.again,
             stopping: false,
             restarting: false,
         })

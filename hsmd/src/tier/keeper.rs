@@ -127,6 +127,9 @@ impl Keeper<'_> {
         if self.asked.pre_access {
             command.arg("--pre-access");
         }
+        if self.ready {
+            command.arg("--again");
+        }
         if !self.ready && self.args.adopt_filesystem {
             command.arg("--adopt-filesystem");
         }
@@ -211,7 +214,9 @@ impl Keeper<'_> {
                     self.stopping = true;
                 }
                 // The worker has said why it does not start.
-                Ok(Signal::SIGUSR2) => (self.stopping, self.refused) = (true, true),
+                Ok(Signal::SIGUSR2) if !self.ready => {
+                    (self.stopping, self.refused) = (true, true);
+                }
                 Ok(Signal::SIGHUP) => signal_child(guard, Signal::SIGHUP),
                 Ok(Signal::SIGUSR1) => {
                     self.ready = true;
