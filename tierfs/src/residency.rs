@@ -1,9 +1,9 @@
 //! What is on the local disk and what is not: the list of stubs, and when files were last read.
 //!
 //! An SQLite file of its own beside the catalog, because it must be durable before a byte is given
-//! back, while the catalog waits for the log. It describes this disk only and nothing depends on it but
-//! speed: each stub carries its mark ([`crate::stub`]), so a list that is missing or not known to be
-//! complete is made again by looking at every file.
+//! back, while the catalog waits for the log. It describes this disk only: each stub carries its mark
+//! ([`crate::stub`]), so a list that is missing or not known to be complete is made again by looking at
+//! every file. While it is complete, its stubs are the files that the kernel is told to ask about.
 //!
 //! Guarantees: a file is on the list, durably, before it gets a mark; it may stay on the list after it
 //! lost it. So the list holds all stubs while it is [`Residency::is_complete`].
