@@ -141,40 +141,48 @@ impl Residency {
             .map_err(self.fail("writing the list of stubs"))
     }
 
+    /// Runs a statement for each of many rows, all of them or none. Durable when it returns; without rows
+    /// nothing is written.
+    fn write<T, P: rusqlite::Params>(
+        &mut self,
+        doing: &'static str,
+        sql: &str,
+        rows: &[T],
+        params: impl Fn(&T) -> P,
+    ) -> Result<(), Error> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let run = |conn: &mut Connection| -> rusqlite::Result<()> {
+            let txn = conn.transaction()?;
+            {
+                let mut statement = txn.prepare_cached(sql)?;
+                for row in rows {
+                    statement.execute(params(row))?;
+                }
+            }
+            txn.commit()
+        };
+        run(&mut self.conn).map_err(|error| Error::sqlite(&self.path, doing, error))
+    }
+
     /// Puts files on the list. Durable when it returns: now they may get their marks.
     pub fn add(&mut self, stubs: &[Stub], now: i64) -> Result<(), Error> {
-        let fail = |path: &Path, error| Error::sqlite(path, "adding to the list of stubs", error);
-        let Self { conn, path } = self;
-        let txn = conn.transaction().map_err(|error| fail(path, error))?;
-        {
-            let mut insert = txn
-                .prepare_cached("INSERT INTO stub(file, handle, since_s) VALUES (?1, ?2, ?3) ON CONFLICT(file) DO UPDATE SET handle = excluded.handle")
-                .map_err(|error| fail(path, error))?;
-            for stub in stubs {
-                insert
-                    .execute(params![number(stub.file), stub.handle, now])
-                    .map_err(|error| fail(path, error))?;
-            }
-        }
-        txn.commit().map_err(|error| fail(path, error))
+        self.write(
+            "adding to the list of stubs",
+            "INSERT INTO stub(file, handle, since_s) VALUES (?1, ?2, ?3)
+             ON CONFLICT(file) DO UPDATE SET handle = excluded.handle",
+            stubs,
+            |stub| (number(stub.file), stub.handle.clone(), now),
+        )
     }
 
     /// Takes files off the list that have no mark any more.
     pub fn remove(&mut self, files: &[FileId]) -> Result<(), Error> {
-        let fail = |path: &Path, error| Error::sqlite(path, "shortening the list of stubs", error);
-        let Self { conn, path } = self;
-        let txn = conn.transaction().map_err(|error| fail(path, error))?;
-        {
-            let mut delete = txn
-                .prepare_cached("DELETE FROM stub WHERE file = ?1")
-                .map_err(|error| fail(path, error))?;
-            for file in files {
-                delete
-                    .execute([number(*file)])
-                    .map_err(|error| fail(path, error))?;
-            }
-        }
-        txn.commit().map_err(|error| fail(path, error))
+        let sql = "DELETE FROM stub WHERE file = ?1";
+        self.write("shortening the list of stubs", sql, files, |file| {
+            [number(*file)]
+        })
     }
 
     /// Whether a file is on the list.
@@ -247,27 +255,15 @@ impl Residency {
     /// Notes when files were last read (unix seconds), where that is later than what is noted. Where
     /// nothing is, nothing is written.
     pub fn set_atimes(&mut self, atimes: &[(FileId, i64)]) -> Result<(), Error> {
-        let fail = |path: &Path, error| Error::sqlite(path, "noting access times", error);
-        let Self { conn, path } = self;
-        let later = later_atimes(conn, atimes).map_err(|error| fail(path, error))?;
-        if later.is_empty() {
-            return Ok(());
-        }
-        let txn = conn.transaction().map_err(|error| fail(path, error))?;
-        {
-            let mut upsert = txn
-                .prepare_cached(
-                    "INSERT INTO atime(file, atime_s) VALUES (?1, ?2)
-                     ON CONFLICT(file) DO UPDATE SET atime_s = excluded.atime_s WHERE excluded.atime_s > atime_s",
-                )
-                .map_err(|error| fail(path, error))?;
-            for (file, atime) in later {
-                upsert
-                    .execute(params![number(file), atime])
-                    .map_err(|error| fail(path, error))?;
-            }
-        }
-        txn.commit().map_err(|error| fail(path, error))
+        let doing = "noting access times";
+        let later = later_atimes(&self.conn, atimes).map_err(self.fail(doing))?;
+        self.write(
+            doing,
+            "INSERT INTO atime(file, atime_s) VALUES (?1, ?2)
+             ON CONFLICT(file) DO UPDATE SET atime_s = excluded.atime_s WHERE excluded.atime_s > atime_s",
+            &later,
+            |(file, atime)| (number(*file), *atime),
+        )
     }
 
     /// Of how many files the access time is noted.
@@ -292,23 +288,10 @@ impl Residency {
 
     /// Forgets the access times of files that are gone.
     pub fn forget_atimes(&mut self, files: &[FileId]) -> Result<(), Error> {
-        if files.is_empty() {
-            return Ok(());
-        }
-        let fail = |path: &Path, error| Error::sqlite(path, "forgetting access times", error);
-        let Self { conn, path } = self;
-        let txn = conn.transaction().map_err(|error| fail(path, error))?;
-        {
-            let mut delete = txn
-                .prepare_cached("DELETE FROM atime WHERE file = ?1")
-                .map_err(|error| fail(path, error))?;
-            for file in files {
-                delete
-                    .execute([number(*file)])
-                    .map_err(|error| fail(path, error))?;
-            }
-        }
-        txn.commit().map_err(|error| fail(path, error))
+        let sql = "DELETE FROM atime WHERE file = ?1";
+        self.write("forgetting access times", sql, files, |file| {
+            [number(*file)]
+        })
     }
 }
 
