@@ -17,7 +17,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use tierfs::catalog::{InodeRow, Listed, Queries};
 use tierfs::ids::{FileId, LogId};
 use tierfs::record::{Bits, Kind};
-use tierfs::stub::{StubMark, XATTR};
+use tierfs::stub::{self, StubMark, XATTR};
 
 use crate::dirs::{Dir, DirNames};
 use crate::error::Error;
@@ -43,7 +43,7 @@ pub fn mark(log_id: LogId, inode: &InodeRow, handle: Vec<u8>) -> Option<StubMark
         size: inode.size,
         mtime: inode.mtime,
         handle,
-        moving: false,
+        stage: stub::Stage::Rests,
         seals: Bits(0),
         capability: None,
     })

@@ -19,6 +19,7 @@ use nix::unistd::{Whence, lseek};
 nix::ioctl_read!(fs_ioc_getflags, b'f', 1, c_long);
 nix::ioctl_write_ptr!(fs_ioc_setflags, b'f', 2, c_long);
 nix::ioctl_write_int_bad!(ficlone, 0x4004_9409);
+nix::ioctl_read!(fs_ioc_shutdown, b'X', 125, u32);
 
 /// `chattr +S`: write synchronously.
 pub const SYNC_FL: u32 = 0x0000_0008;
@@ -150,6 +151,28 @@ pub fn clone_file(from: &File, to: &File) -> io::Result<()> {
     // SAFETY: the ioctl takes a descriptor number and no pointer.
     unsafe { ficlone(to.as_raw_fd(), from.as_raw_fd()) }?;
     Ok(())
+}
+
+/// Cuts a filesystem (ext4, XFS) off from its device at once, as a power loss would: what is not on the
+/// disk yet never will be. Everything but unmounting fails from here on.
+pub fn cut_off(root: &File) -> io::Result<()> {
+    // FS_SHUTDOWN_FLAGS_NOLOGFLUSH
+    let mut flags = 2;
+    // SAFETY: despite its direction the call only reads an u32, which is live.
+    unsafe { fs_ioc_shutdown(root.as_raw_fd(), &raw mut flags) }?;
+    Ok(())
+}
+
+/// Makes data durable and nothing else: the file's attributes stay in memory.
+pub fn write_back(file: &File) -> io::Result<()> {
+    let all = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+        | libc::SYNC_FILE_RANGE_WRITE
+        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: a live descriptor and numbers.
+    match unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, all) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// The ranges that hold data, [start, end), as `SEEK_DATA` and `SEEK_HOLE` tell them.

@@ -1,9 +1,9 @@
-//! Random operations, release and recall at once, while worker and guard are killed:
+//! Random operations, release and recall at once, while worker and guard are killed, or the power fails:
 //! at the end everything comes back from the media as it is on the disk, and what was known reads right.
 //!
 //! `HSM_SEED` brings a run back, `HSM_ROUNDS` makes more rounds.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,6 +15,7 @@ use hsm_tests::loopfs::{Kind, ROOMY_BYTES};
 use hsm_tests::program::{Running, locate};
 use hsm_tests::report::say;
 use hsm_tests::stubs::{assert_reads, is_marked};
+use hsm_tests::sys;
 use hsm_tests::system::{Setup, System};
 use hsm_tests::workload::{Workload, rounds, seed};
 use rand::rngs::StdRng;
@@ -207,8 +208,16 @@ disturbed! {
     only_opening_is_asked_about_under_kills: Ext4, true, &[("pre_access", "false")];
 }
 
-/// Keeper, guard and worker are killed at once while data is on its way.
-fn killed_under_way(kind: Kind) {
+/// What fails while data is on its way.
+#[derive(Clone, Copy)]
+enum Failure {
+    /// Keeper, guard and worker are killed at once.
+    Killed,
+    /// The filesystem loses what it had not written.
+    Power,
+}
+
+fn fails_under_way(kind: Kind, failure: Failure) {
     let seed = seed();
     let mut random = StdRng::seed_from_u64(seed);
     let mut system = start(kind, &[]);
@@ -241,9 +250,15 @@ fn killed_under_way(kind: Kind) {
             pause(&mut random, 60);
         }
         pause(&mut random, 250);
+        if matches!(failure, Failure::Power) {
+            sys::cut_off(&File::open(system.root()).expect("the root")).expect("cut off");
+        }
         system.kill_all();
         for mut running in asked {
             running.kill();
+        }
+        if matches!(failure, Failure::Power) {
+            system.fs().unmount();
         }
         system.start();
         let stubs = (0..KNOWN)
@@ -259,15 +274,25 @@ fn killed_under_way(kind: Kind) {
 
 #[test]
 fn all_is_killed_while_data_moves_on_ext4() {
-    killed_under_way(Kind::Ext4);
+    fails_under_way(Kind::Ext4, Failure::Killed);
 }
 
 #[test]
 fn all_is_killed_while_data_moves_on_xfs() {
-    killed_under_way(Kind::Xfs);
+    fails_under_way(Kind::Xfs, Failure::Killed);
 }
 
 #[test]
 fn all_is_killed_while_data_moves_on_btrfs() {
-    killed_under_way(Kind::Btrfs);
+    fails_under_way(Kind::Btrfs, Failure::Killed);
+}
+
+#[test]
+fn the_power_fails_while_data_moves_on_ext4() {
+    fails_under_way(Kind::Ext4, Failure::Power);
+}
+
+#[test]
+fn the_power_fails_while_data_moves_on_xfs() {
+    fails_under_way(Kind::Xfs, Failure::Power);
 }

@@ -5,9 +5,12 @@
 //! ([`crate::stub`]), so a list that is missing or not known to be complete is made again by looking at
 //! every file. While it is complete, its stubs are the files that the kernel is told to ask about.
 //!
-//! Guarantees: a file is on the list, durably, before it gets a mark; it may stay on the list after it
-//! lost it. So the list holds all stubs while it is [`Residency::is_complete`].
+//! Guarantees: a file is on the list, durably, before it gets a mark; it stays on the list after it
+//! lost it until the filesystem was synced, for a loss of power could bring the mark back; and it stays
+//! if it is put on the list again before that. So the list holds all stubs while it is
+//! [`Residency::is_complete`].
 
+use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -41,6 +44,10 @@ pub struct Stub {
 pub struct Residency {
     conn: Connection,
     path: PathBuf,
+    /// Files that have lost their marks.
+    unmarked: HashSet<FileId>,
+    /// Those of them that leave after the sync that goes on now.
+    leaving: HashSet<FileId>,
 }
 
 /// Where the list lies that belongs to a catalog.
@@ -90,10 +97,7 @@ impl Residency {
                 source,
             })?;
         let conn = Self::connect(path, OpenFlags::empty())?;
-        let list = Self {
-            conn,
-            path: path.to_owned(),
-        };
+        let list = Self::new(conn, path);
         list.batch(&format!(
             "BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION_ID}; \
              PRAGMA user_version = {SCHEMA_VERSION}; {TABLES} COMMIT"
@@ -113,10 +117,16 @@ impl Residency {
         };
         let ours = pragma("PRAGMA application_id")? == APPLICATION_ID
             && pragma("PRAGMA user_version")? == SCHEMA_VERSION;
-        Ok(ours.then(|| Self {
+        Ok(ours.then(|| Self::new(conn, path)))
+    }
+
+    fn new(conn: Connection, path: &Path) -> Self {
+        Self {
             conn,
             path: path.to_owned(),
-        }))
+            unmarked: HashSet::new(),
+            leaving: HashSet::new(),
+        }
     }
 
     fn connect(path: &Path, more: OpenFlags) -> Result<Connection, Error> {
@@ -168,6 +178,10 @@ impl Residency {
 
     /// Puts files on the list. Durable when it returns: now they may get their marks.
     pub fn add(&mut self, stubs: &[Stub], now: i64) -> Result<(), Error> {
+        for stub in stubs {
+            self.unmarked.remove(&stub.file);
+            self.leaving.remove(&stub.file);
+        }
         self.write(
             "adding to the list of stubs",
             "INSERT INTO stub(file, handle, since_s) VALUES (?1, ?2, ?3)
@@ -177,11 +191,39 @@ impl Residency {
         )
     }
 
-    /// Takes files off the list that have no mark any more.
-    pub fn remove(&mut self, files: &[FileId]) -> Result<(), Error> {
+    /// A file has lost its mark, or got none. The caller keeps everybody from giving it one meanwhile.
+    pub fn note_unmarked(&mut self, file: FileId) {
+        self.unmarked.insert(file);
+    }
+
+    /// Whether files are to leave the list.
+    pub fn has_unmarked(&self) -> bool {
+        !self.unmarked.is_empty()
+    }
+
+    /// What has lost its mark so far leaves with the next [`Self::leave`]; the filesystem must be synced
+    /// in between. Gives how many files that is.
+    pub fn prepare_to_leave(&mut self) -> usize {
+        self.leaving.extend(self.unmarked.drain());
+        self.leaving.len()
+    }
+
+    /// Takes files off the list; see [`Self::prepare_to_leave`].
+    pub fn leave(&mut self) -> Result<(), Error> {
+        let files: Vec<_> = self.leaving.iter().copied().collect();
         let sql = "DELETE FROM stub WHERE file = ?1";
-        self.write("shortening the list of stubs", sql, files, |file| {
+        self.write("shortening the list of stubs", sql, &files, |file| {
             [number(*file)]
+        })?;
+        self.leaving.clear();
+        Ok(())
+    }
+
+    /// Takes deleted inodes off the list.
+    pub fn remove_deleted(&mut self, stubs: &[Stub]) -> Result<(), Error> {
+        let sql = "DELETE FROM stub WHERE file = ?1 AND handle = ?2";
+        self.write("shortening the list of stubs", sql, stubs, |stub| {
+            (number(stub.file), stub.handle.clone())
         })
     }
 
@@ -249,7 +291,12 @@ impl Residency {
 
     /// Forgets everything: the list belongs to another disk.
     pub fn clear(&mut self) -> Result<(), Error> {
-        self.batch("BEGIN IMMEDIATE; DELETE FROM stub; DELETE FROM atime; DELETE FROM meta; COMMIT")
+        self.batch(
+            "BEGIN IMMEDIATE; DELETE FROM stub; DELETE FROM atime; DELETE FROM meta; COMMIT",
+        )?;
+        self.unmarked.clear();
+        self.leaving.clear();
+        Ok(())
     }
 
     /// Notes when files were last read (unix seconds), where that is later than what is noted. Where
@@ -341,7 +388,9 @@ mod tests {
         list.add(&[stub(3), stub(1), stub(2), stub(3)], 5)
             .expect("added");
         list.set_complete(&[1; 16]).expect("noted");
-        list.remove(&[stub(2).file]).expect("removed");
+        list.note_unmarked(stub(2).file);
+        assert_eq!(list.prepare_to_leave(), 1);
+        list.leave().expect("removed");
         drop(list);
         let list = Residency::open(&path).expect("the same list");
         assert_eq!(list.page(None, 10).expect("read"), [stub(1), stub(3)]);
@@ -350,6 +399,30 @@ mod tests {
         assert!(list.contains(stub(3).file).expect("read"));
         assert!(list.is_complete(&[1; 16]).expect("read"));
         assert!(!list.is_complete(&[2; 16]).expect("read"));
+    }
+
+    #[test]
+    fn what_is_released_again_stays_on_the_list() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut list = Residency::open(&dir.path().join("list")).expect("a list");
+        let stubs = [stub(1), stub(2), stub(3), stub(4)];
+        list.add(&stubs, 5).expect("added");
+        for stub in &stubs {
+            list.note_unmarked(stub.file);
+        }
+        list.add(&[stub(1)], 6).expect("released before the sync");
+        assert_eq!(list.prepare_to_leave(), 3);
+        list.add(&[stub(2)], 6).expect("released during the sync");
+        list.note_unmarked(stub(2).file);
+        assert!(list.has_unmarked());
+        list.leave().expect("left");
+        assert_eq!(list.page(None, 9).expect("read"), [stub(1), stub(2)]);
+        let other = Stub {
+            handle: vec![9],
+            ..stub(1)
+        };
+        list.remove_deleted(&[other, stub(2)]).expect("removed");
+        assert_eq!(list.page(None, 9).expect("read"), [stub(1)]);
     }
 
     #[test]

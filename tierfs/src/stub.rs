@@ -2,19 +2,64 @@
 //!
 //! A file with the extended attribute [`XATTR`] is a stub: some of its data, usually all, lies only in
 //! the log. The mark is set before the first byte is given back and goes after the last one is back and
-//! durable, so a file without it is whole. It is bound to the inode by its handle: a copy of the
+//! durable, and after it says so durably ([`Stage::There`]): who writes to the file then cannot find it
+//! a stub again after a loss of power. So a file without it is whole. It is bound to the inode by its handle: a copy of the
 //! attribute on another inode says nothing.
 //!
 //! It is never logged, and is small enough to lie in an ext4 inode of 256 bytes (68 bytes of value).
 //! hsm(7) describes it for people.
 
-use crate::cbor::{self, CborError};
+use minicbor::Decoder;
+
+use crate::cbor::{self, CborError, Enc, Field};
 use crate::cbor_map;
 use crate::ids::{FileId, LogId, Lsn, Time};
 use crate::record::Bits;
 
 /// The attribute's name.
 pub const XATTR: &str = "trusted.hsm";
+
+/// How far a stub's data is on its way out or in; a number in the mark, left out where it rests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stage {
+    /// It is not on its way.
+    #[default]
+    Rests,
+    /// It is: the file's own modification time is that of our last step, and the mark's counts.
+    Moving,
+    /// All of it is back, but not durable; the modification time is the file's own.
+    Filled,
+    /// All of it is back and durable. What differs from the log is news, and the mark only has to go.
+    There,
+}
+
+impl Stage {
+    const ALL: [Self; 4] = [Self::Rests, Self::Moving, Self::Filled, Self::There];
+
+    /// Whether the file reads right, as long as the disk does not lose what is not durable.
+    pub fn is_filled(self) -> bool {
+        matches!(self, Self::Filled | Self::There)
+    }
+}
+
+impl Field for Stage {
+    fn present(&self) -> bool {
+        *self != Self::Rests
+    }
+    fn put(&self, enc: &mut Enc<'_>) {
+        let number = Self::ALL.iter().position(|stage| stage == self);
+        (number.unwrap_or_default() as u64).put(enc);
+    }
+    fn get(dec: &mut Decoder<'_>) -> Result<Self, CborError> {
+        let number = usize::try_from(u64::get(dec)?).unwrap_or(usize::MAX);
+        Self::ALL.get(number).copied().ok_or(CborError::Range {
+            what: "a stub's stage",
+        })
+    }
+    fn absent() -> Option<Self> {
+        Some(Self::Rests)
+    }
+}
 
 cbor_map! {
     /// What the attribute holds.
@@ -32,9 +77,8 @@ cbor_map! {
         /// The inode that it belongs to: handle type (i32 little endian) and bytes of
         /// `name_to_handle_at(2)`.
         10 => handle: Vec<u8>,
-        /// Data is on its way out or in: until that has ended the file's own modification time is that
-        /// of our last step, and `mtime` counts.
-        12 => moving: bool,
+        /// How far its data is on its way.
+        12 => stage: Stage,
         /// Flags (`FS_IMMUTABLE_FL`, `FS_APPEND_FL`) that are off while its data comes back, and are the
         /// file's all the same.
         14 => seals: Bits,
@@ -71,7 +115,7 @@ mod tests {
                 nanos: 999_999_999,
             },
             handle: vec![1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8],
-            moving: true,
+            stage: Stage::Moving,
             seals: Bits(0),
             capability: None,
         })
@@ -86,8 +130,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_mark_comes_back(size: u64) {
-            let mark = mark(size);
+        fn a_mark_comes_back(size: u64, stage in proptest::sample::select(&Stage::ALL)) {
+            let mark = mark(size).map(|mark| StubMark { stage, ..mark });
             let again = mark.as_ref().map(|mark| StubMark::from_bytes(&mark.to_bytes()).ok());
             prop_assert_eq!(again, Some(mark));
         }

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 use std::time::Instant;
 
-use tierfs::stub::StubMark;
+use tierfs::stub::{Stage, StubMark};
 use tierfs::{LogId, Lsn};
 
 use super::content::{self, Base, DataSink};
@@ -205,7 +205,7 @@ impl<S: DataSink> FileExam<'_, S> {
                 && known.size == facts.stat.size
                 && mark.size == facts.stat.size
         });
-        if mark.moving {
+        if mark.stage == Stage::Moving {
             // The time is that of a release's or recall's last step.
             facts.stat.mtime = (mark.mtime.seconds, mark.mtime.nanos);
             let at = facts

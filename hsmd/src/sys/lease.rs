@@ -51,7 +51,7 @@ pub struct ReadLease<'f> {
 impl<'f> ReadLease<'f> {
     /// `None`: somebody has it open for writing. `fd` must be open `O_RDONLY`.
     pub fn take(fd: BorrowedFd<'f>) -> Result<Option<Self>, Error> {
-        Ok(set(fd, libc::F_RDLCK)?.then_some(Self { fd }))
+        Ok(set(fd, libc::F_RDLCK)?.then(|| Self { fd }))
     }
 }
 
@@ -72,7 +72,7 @@ impl<'f> WriteLease<'f> {
     /// `None`: somebody has the file open or mapped, under whatever name, or is about to. `fd` must be
     /// the only descriptor of it.
     pub fn take(fd: BorrowedFd<'f>) -> Result<Option<Self>, Error> {
-        Ok(set(fd, libc::F_WRLCK)?.then_some(Self { fd }))
+        Ok(set(fd, libc::F_WRLCK)?.then(|| Self { fd }))
     }
 
     /// Whether nobody waits for the file yet.

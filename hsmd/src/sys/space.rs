@@ -134,7 +134,7 @@ pub fn remove_mark(fd: BorrowedFd<'_>) -> Result<(), Error> {
     }
 }
 
-/// Makes a file's data durable.
-pub fn sync_data(fd: BorrowedFd<'_>) -> Result<(), Error> {
-    nix::unistd::fdatasync(fd).map_err(|error| Error::on_fd("fdatasync", fd, error))
+/// Makes a file's data and attributes durable.
+pub fn sync_file(fd: BorrowedFd<'_>) -> Result<(), Error> {
+    nix::unistd::fsync(fd).map_err(|error| Error::on_fd("fsync", fd, error))
 }

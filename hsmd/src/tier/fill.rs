@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use tierfs::catalog::{self, ExtentRow, Reader};
-use tierfs::stub::StubMark;
+use tierfs::stub::{Stage, StubMark};
 
 use super::mtime::Mtime;
 use crate::capture::facts::time_of;
@@ -85,14 +85,14 @@ impl Filler<'_> {
             .next()
             .transpose()?
             .is_none_or(|first| first.content == Content::Hole && first.len == end);
-        let mut mtime = if mark.moving {
+        let mut mtime = if mark.stage == Stage::Moving {
             Mtime::regain(fd, (mark.mtime.seconds, mark.mtime.nanos))?
         } else {
             Mtime::keep(fd)?
         };
-        let mut moving = StubMark {
+        let moving = StubMark {
             mtime: time_of(mtime.wanted()),
-            moving: true,
+            stage: Stage::Moving,
             capability: space::capability(fd)?.or_else(|| mark.capability.clone()),
             ..mark.clone()
         };
@@ -114,13 +114,35 @@ impl Filler<'_> {
         if let Some(value) = &moving.capability {
             space::set_capability(fd, value)?;
         }
-        moving.mtime = time_of(mtime.restore(fd)?);
-        if rests {
-            moving.moving = false;
-            moving.capability = None;
-            space::set_mark(fd, &moving.to_bytes())?;
+        let done = StubMark {
+            mtime: time_of(mtime.restore(fd)?),
+            stage: if rests { Stage::Rests } else { Stage::Filled },
+            capability: None,
+            ..moving
+        };
+        if rests || filled.is_ok() {
+            space::set_mark(fd, &done.to_bytes())?;
         }
         filled
+    }
+
+    /// Whether all logged bytes are in the file, which may be in use: nothing is written.
+    pub fn is_filled(&self, fd: BorrowedFd<'_>, mark: &StubMark) -> Result<bool, FillError> {
+        let end = stat_of(fd)?.size.min(mark.size);
+        let reader = Reader::open(self.catalog)?;
+        check_version(&reader, mark)?;
+        let mut same = true;
+        for_each_extent(&reader, mark, end, |extent| {
+            if same {
+                let wanted = self.fetch(&reader, mark, extent)?;
+                let wanted = clip(&wanted, extent, end);
+                let mut found = vec![0; wanted.len()];
+                io::read_exact_at(fd, &mut found, extent.range.offset)?;
+                same = found == wanted;
+            }
+            Ok(())
+        })?;
+        Ok(same)
     }
 
     fn fill_to(
@@ -331,7 +353,8 @@ impl HoleWriter<'_, '_> {
     fn compare(&mut self, wanted: &[u8], offset: u64) -> Result<(), FillError> {
         let mut found = vec![0; wanted.len()];
         io::read_exact_at(self.fd, &mut found, offset)?;
-        if found == wanted || (self.mark.moving && self.complete(wanted, &found, offset)?) {
+        let unfinished = self.mark.stage != Stage::Rests;
+        if found == wanted || (unfinished && self.complete(wanted, &found, offset)?) {
             return Ok(());
         }
         Err(FillError::Suspect(format!(

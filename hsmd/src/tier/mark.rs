@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use tierfs::LogId;
-use tierfs::stub::StubMark;
+use tierfs::stub::{Stage, StubMark};
 
 use crate::sys::handle::{Handle, handle_of};
 use crate::sys::seek::Content;
@@ -35,7 +35,8 @@ pub fn look(fd: BorrowedFd<'_>, log_id: LogId) -> Result<Marked, Error> {
         }
         Ok(mark) if mark.handle != handle_of(fd)?.to_bytes() => {
             // A snapshot has what the original had then, which may be some of it.
-            copied_in_part = is_snapshot(&mark.handle, &handle_of(fd)?.to_bytes());
+            copied_in_part =
+                mark.stage != Stage::There && is_snapshot(&mark.handle, &handle_of(fd)?.to_bytes());
             "its mark belongs to another inode (it is a copy of a stub that was made without its data)"
                 .to_owned()
         }

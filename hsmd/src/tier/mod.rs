@@ -22,8 +22,6 @@ pub mod worker;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Condvar, Mutex, PoisonError};
 
-use tierfs::FileId;
-
 use crate::shared::lock;
 use crate::sys::handle::Handle;
 use crate::sys::stat;
@@ -51,30 +49,6 @@ impl Vouched {
     /// Whether a file with this change time is as it was logged.
     pub fn knows(&self, handle: &Handle, ctime: stat::Time) -> bool {
         lock(&self.files).get(handle) == Some(&ctime)
-    }
-}
-
-/// Files that have lost their marks, or never got them. They go off the list of stubs after the next sync:
-/// else a loss of power could bring a mark back that nobody guards.
-#[derive(Default)]
-pub struct Gone {
-    files: Mutex<Vec<FileId>>,
-}
-
-impl Gone {
-    /// These are no stubs any more.
-    pub fn note(&self, files: impl IntoIterator<Item = FileId>) {
-        lock(&self.files).extend(files);
-    }
-
-    /// Whether there are any.
-    pub fn is_empty(&self) -> bool {
-        lock(&self.files).is_empty()
-    }
-
-    /// Those that were noted so far; a sync must follow before they go off the list.
-    pub fn take(&self) -> Vec<FileId> {
-        std::mem::take(&mut lock(&self.files))
     }
 }
 

@@ -1,53 +1,47 @@
 //! Recall: who opens a stub waits until its bytes are back and checked, and no longer.
 //!
 //! One recall serves all who wait for the same inode. A recalled file goes through three states: *wanted*
-//! (queued or being filled), *there* (its bytes are right, but not durable, and its mark still says that
-//! it is a stub), and whole. Readers go on as soon as the bytes are there. Who may change the file waits
-//! until the mark is gone: else a crash could put the logged bytes over newer ones. Making durable and
-//! removing marks is done for many files at once.
+//! (queued or being filled), *there* (its bytes are right, but not known to be durable, and it has its
+//! mark), and whole. Readers go on as soon as the bytes are there. Who may change the file waits until the
+//! mark is gone, and that goes only after it says, durably, that nothing is missing: else a loss of power
+//! could bring back a mark that puts the logged bytes over newer ones. All this is done for many files at
+//! once.
 //!
 //! The queue is fair between users, and in the order of the log within a user's files.
 
-use std::collections::{BTreeMap, HashMap};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+mod finish;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use tierfs::LogId;
 use tierfs::record::Bits;
 use tierfs::residency::Residency;
-use tierfs::stub::StubMark;
-use tierfs::{FileId, LogId};
+use tierfs::stub::Stage;
 
 use super::fill::{FillError, Filler};
 use super::mark::{self, Marked};
 use super::residents::Residents;
-use super::{Busy, Gone, Vouched};
-use crate::capture::hints::{Beside, Key, Look};
+use super::{Busy, Vouched};
 use crate::fetch::Fetcher;
 use crate::shared::{Shared, lock};
 use crate::sys::handle::{Handle, Opened, handle_of, open_by_handle};
 use crate::sys::link::Handed;
 use crate::sys::mount::PrivateMount;
 use crate::sys::permission::{Answer, Attempt};
-use crate::sys::stat::stat_of;
 use crate::sys::{Error, flags, io, lease, space};
 
-/// Files whose data is made durable one by one; more are synced with the whole filesystem.
-const ONE_BY_ONE: usize = 8;
 /// How long recalled files gather before they are made durable, unless somebody waits for it.
 const GATHER: Duration = Duration::from_millis(50);
 /// The notices about files that cannot be recalled.
 const AWAY: &str = "recall-away";
 const BROKEN: &str = "recall-broken";
-/// How long files that lost their marks stay on the list of stubs at least.
-const FORGET: Duration = Duration::from_secs(5);
-/// How often it is asked whether a recalled file is still in use.
-const IN_USE: Duration = Duration::from_millis(200);
+const STUCK: &str = "recall-stuck";
 /// How long a recall that could not be served rests.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Files that finish at once.
-const FINISH_MAX: usize = 2000;
 
 /// What came of a recall.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,11 +70,30 @@ enum Waiter {
     },
 }
 
+impl Waiter {
+    fn since(&self) -> Instant {
+        match self {
+            Self::Access { since, .. } | Self::Asked { since, .. } => *since,
+        }
+    }
+}
+
 enum State {
     /// Its bytes are to come.
     Wanted(Vec<Waiter>),
     /// Its bytes are there; these wait for the mark to go.
-    There { bytes: u64, waiters: Vec<Waiter> },
+    There { there: There, waiters: Vec<Waiter> },
+}
+
+/// A file whose bytes are there.
+#[derive(Clone, Copy)]
+struct There {
+    /// Bytes that came from the log.
+    bytes: u64,
+    /// Flags of it are off until it is finished.
+    sealed: bool,
+    /// It was found durable: it may have been changed since, after a mark that a loss of power brought back.
+    news: bool,
 }
 
 #[derive(Default)]
@@ -151,8 +164,6 @@ pub struct Parts {
     pub busy: Arc<Busy>,
     /// Files that were found to be as logged.
     pub vouched: Arc<Vouched>,
-    /// What goes off the list.
-    pub gone: Arc<Gone>,
     /// How long a program waits for a copy that is away.
     pub wait: Duration,
 }
@@ -169,6 +180,8 @@ pub struct Recall {
     answer: AnswerTo,
     /// What could not be recalled when it was tried last: whether trying again can help, and why.
     failing: Mutex<HashMap<Handle, (bool, String)>>,
+    /// What is there and cannot be finished.
+    stuck: Mutex<HashSet<Handle>>,
 }
 
 impl Recall {
@@ -181,6 +194,7 @@ impl Recall {
             finish: Condvar::new(),
             answer,
             failing: Mutex::default(),
+            stuck: Mutex::default(),
         }
     }
 
@@ -217,8 +231,8 @@ impl Recall {
             }
         };
         let mut queue = lock(&self.queue);
-        if let Some(State::There { waiters, .. }) = queue.states.get_mut(&handle) {
-            if self.may_go_on(attempt, &handle) {
+        if let Some(State::There { there, waiters }) = queue.states.get_mut(&handle) {
+            if !there.sealed && self.may_go_on(attempt, &handle) {
                 drop(queue);
                 drop(fd);
                 (self.answer)(id, Answer::Allow);
@@ -358,7 +372,7 @@ impl Recall {
         let result = self.fill(handle);
         drop(held);
         match result {
-            Ok(Some((bytes, sealed))) => self.is_there(handle, bytes, sealed),
+            Ok(Some(there)) => self.is_there(handle, there),
             Ok(None) => {
                 self.is_well(handle);
                 self.is_whole(handle, 0);
@@ -367,9 +381,8 @@ impl Recall {
         }
     }
 
-    /// Fills the file; `None`: it is whole, or gone. Second, whether flags of it are off until it is
-    /// finished.
-    fn fill(&self, handle: &Handle) -> Result<Option<(u64, bool)>, FillError> {
+    /// Fills the file; `None`: it is whole, or gone.
+    fn fill(&self, handle: &Handle) -> Result<Option<There>, FillError> {
         let root = self.parts.mount.root();
         let Opened::Fd(held) = open_by_handle(root, handle.as_ref(), io::READ)? else {
             return Ok(None);
@@ -379,6 +392,20 @@ impl Recall {
             Marked::Suspect(why) => return Err(FillError::Suspect(why)),
             Marked::Stub(mark) => mark,
         };
+        let filler = Filler {
+            fetcher: &self.parts.fetcher,
+            catalog: &self.parts.catalog,
+        };
+        let there = There {
+            bytes: 0,
+            sealed: mark.seals.0 != 0,
+            news: mark.stage == Stage::There,
+        };
+        // A worker before this one got so far, and programs may use the file: a running one could not be
+        // opened for writing.
+        if there.news || (mark.stage == Stage::Filled && filler.is_filled(held.as_fd(), &mark)?) {
+            return Ok(Some(there));
+        }
         // Who made a stub immutable did not mean that it cannot be read any more. Its flags are in the
         // mark as long as they are off.
         let seals = flags::unseal(held.as_fd())?;
@@ -389,24 +416,21 @@ impl Recall {
                 return Err(error.into());
             }
         }
-        let filled = self.fill_marked(handle, &mark);
-        if filled.is_err() && mark.seals.0 != 0 {
+        let write = libc::O_RDWR | libc::O_NOFOLLOW | libc::O_NOATIME;
+        let filled = match open_by_handle(root, handle.as_ref(), write) {
+            Ok(Opened::Fd(fd)) => filler.fill(fd.as_fd(), &mark).map(Some),
+            Ok(Opened::Stale) => Ok(None),
+            Err(error) => Err(error.into()),
+        };
+        let sealed = mark.seals.0 != 0;
+        if filled.is_err() && sealed {
             self.seal_again(held.as_fd())?;
         }
-        Ok(filled?.map(|bytes| (bytes, mark.seals.0 != 0)))
-    }
-
-    fn fill_marked(&self, handle: &Handle, mark: &StubMark) -> Result<Option<u64>, FillError> {
-        let write = libc::O_RDWR | libc::O_NOFOLLOW | libc::O_NOATIME;
-        let Opened::Fd(fd) = open_by_handle(self.parts.mount.root(), handle.as_ref(), write)?
-        else {
-            return Ok(None);
-        };
-        let filler = Filler {
-            fetcher: &self.parts.fetcher,
-            catalog: &self.parts.catalog,
-        };
-        filler.fill(fd.as_fd(), mark).map(Some)
+        Ok(filled?.map(|bytes| There {
+            bytes,
+            sealed,
+            ..there
+        }))
     }
 
     /// The file stays a stub.
@@ -419,7 +443,7 @@ impl Recall {
         Ok(())
     }
 
-    fn is_there(&self, handle: &Handle, bytes: u64, sealed: bool) {
+    fn is_there(&self, handle: &Handle, there: There) {
         let mut queue = lock(&self.queue);
         let Some(State::Wanted(waiters)) = queue.states.remove(handle) else {
             return;
@@ -428,7 +452,7 @@ impl Recall {
         for waiter in waiters {
             match waiter {
                 Waiter::Access { id, attempt, .. }
-                    if !sealed && self.may_go_on(attempt, handle) =>
+                    if !there.sealed && self.may_go_on(attempt, handle) =>
                 {
                     go_on.push(id);
                 }
@@ -436,7 +460,7 @@ impl Recall {
             }
         }
         let state = State::There {
-            bytes,
+            there,
             waiters: stay,
         };
         queue.states.insert(handle.clone(), state);
@@ -474,10 +498,7 @@ impl Recall {
         };
         let (mut over, mut stay) = (Vec::new(), Vec::new());
         for waiter in waiters {
-            let since = match &waiter {
-                Waiter::Access { since, .. } | Waiter::Asked { since, .. } => *since,
-            };
-            if again && since.elapsed() < self.parts.wait {
+            if again && waiter.since().elapsed() < self.parts.wait {
                 stay.push(waiter);
             } else {
                 over.push(waiter);
@@ -490,11 +511,9 @@ impl Recall {
         }
         drop(queue);
         self.wake.notify_one();
+        let why = error.to_string();
         for waiter in over {
-            match waiter {
-                Waiter::Access { id, .. } => (self.answer)(id, Answer::Deny(errno)),
-                Waiter::Asked { tell, .. } => tell(Outcome::Failed(errno, error.to_string())),
-            }
+            self.refuse(waiter, errno, &why);
         }
     }
 
@@ -526,6 +545,11 @@ impl Recall {
     }
 
     fn is_well(&self, handle: &Handle) {
+        let mut stuck = lock(&self.stuck);
+        if stuck.remove(handle) && stuck.is_empty() {
+            self.parts.shared.well(STUCK);
+        }
+        drop(stuck);
         let mut failing = lock(&self.failing);
         let Some((away, _)) = failing.remove(handle) else {
             return;
@@ -546,174 +570,10 @@ impl Recall {
         path().unwrap_or_else(|| format!("the file with the handle {handle:?}"))
     }
 
-    // ---- making it last -------------------------------------------------------------------------------
-
-    /// The finishing thread's body: makes recalled files durable and takes their marks away.
-    pub fn finish(&self) {
-        let mut forgot = Instant::now();
-        while let Some(batch) = self.next_batch() {
-            let closed = lock(&self.queue).closed;
-            if !batch.is_empty() {
-                self.finish_batch(batch);
-            }
-            if closed || forgot.elapsed() >= FORGET {
-                forgot = Instant::now();
-                self.forget();
-            }
-            if closed {
-                return;
-            }
-        }
-        self.forget();
-    }
-
-    /// Takes files off the list whose marks are gone for good.
-    fn forget(&self) {
-        let gone = self.parts.gone.take();
-        if gone.is_empty() {
-            return;
-        }
-        let forgotten = io::syncfs(self.parts.mount.root()).is_ok()
-            && lock(&self.parts.residency).remove(&gone).is_ok();
-        if !forgotten {
-            tracing::warn!("the list of stubs keeps files that are none");
+    fn refuse(&self, waiter: Waiter, errno: i32, why: &str) {
+        match waiter {
+            Waiter::Access { id, .. } => (self.answer)(id, Answer::Deny(errno)),
+            Waiter::Asked { tell, .. } => tell(Outcome::Failed(errno, why.to_owned())),
         }
     }
-
-    /// Files to finish, each with whether somebody waits for it.
-    fn next_batch(&self) -> Option<Vec<(Handle, bool)>> {
-        let mut queue = lock(&self.queue);
-        let begun = Instant::now();
-        loop {
-            let now = Instant::now();
-            let waited = begun.elapsed() >= FORGET;
-            let closed = queue.closed;
-            let Queue { there, states, .. } = &mut *queue;
-            let awaited = |handle: &Handle| matches!(states.get(handle), Some(State::There { waiters, .. }) if !waiters.is_empty());
-            let mut batch = Vec::new();
-            let due = |(handle, due, sooner): &mut (Handle, Instant, bool)| {
-                closed || *due <= now || (*sooner && awaited(handle))
-            };
-            for (handle, ..) in there.extract_if(.., due).take(FINISH_MAX) {
-                let waits = awaited(&handle);
-                batch.push((handle, waits));
-            }
-            if closed || !batch.is_empty() {
-                // Once more after the end: the next worker is to find whole files where nobody uses them.
-                return Some(batch).filter(|batch| !batch.is_empty());
-            }
-            let next = queue.there.iter().map(|(_, due, _)| *due).min();
-            let mut patience = next.map_or(Duration::from_mins(1), |due| due - now);
-            if !self.parts.gone.is_empty() {
-                patience = patience.min(FORGET);
-                if waited {
-                    return Some(Vec::new());
-                }
-            }
-            queue = self
-                .finish
-                .wait_timeout(queue, patience)
-                .map_or_else(|poisoned| poisoned.into_inner().0, |(queue, _)| queue);
-        }
-    }
-
-    fn finish_batch(&self, batch: Vec<(Handle, bool)>) {
-        let root = self.parts.mount.root();
-        let mut open = Vec::new();
-        for (handle, awaited) in batch {
-            match open_by_handle(root, handle.as_ref(), io::READ) {
-                // Taking the mark away changes the file's change time, and programs that read it (tar)
-                // take that for a change of the file: not before they are done.
-                Ok(Opened::Fd(fd)) if !awaited && is_used(&fd) => {
-                    let at = Instant::now() + IN_USE;
-                    lock(&self.queue).there.push((handle, at, true));
-                }
-                Ok(Opened::Fd(fd)) => open.push((handle, fd)),
-                // Deleted meanwhile.
-                Ok(Opened::Stale) => self.is_whole(&handle, 0),
-                Err(error) => self.put_off(handle, &error),
-            }
-        }
-        if open.len() > ONE_BY_ONE
-            && let Err(error) = io::syncfs(root)
-        {
-            for (handle, _) in open {
-                self.put_off(handle, &error);
-            }
-            return;
-        }
-        let one_by_one = open.len() <= ONE_BY_ONE;
-        let mut gone: Vec<FileId> = Vec::new();
-        for (handle, fd) in open {
-            match self.finish_one(&handle, &fd, one_by_one) {
-                Ok(mark) => {
-                    gone.extend(mark.map(|mark| mark.file));
-                    drop(fd);
-                    self.finished(&handle);
-                }
-                Err(error) => self.put_off(handle, &error),
-            }
-        }
-        self.parts.gone.note(gone);
-    }
-
-    fn finish_one(
-        &self,
-        handle: &Handle,
-        fd: &OwnedFd,
-        sync: bool,
-    ) -> Result<Option<StubMark>, Error> {
-        let _held = self.parts.busy.hold(handle);
-        if sync {
-            space::sync_data(fd.as_fd())?;
-        }
-        let marked = mark::look(fd.as_fd(), self.parts.log_id)?;
-        // While it has its mark nobody writes; with the lease nobody does before the look at its time.
-        let alone = lease::ReadLease::take(fd.as_fd())?;
-        let late = flags::unseal(fd.as_fd())?;
-        let removed = space::remove_mark(fd.as_fd());
-        let seals = match &marked {
-            Marked::Stub(mark) => mark.seals.0 | late,
-            _ => late,
-        };
-        flags::seal(fd.as_fd(), seals)?;
-        removed?;
-        if alone.is_some() {
-            self.parts.vouched.note(handle, stat_of(fd.as_fd())?.ctime);
-        }
-        drop(alone);
-        self.parts.residents.unprotect(fd.as_fd())?;
-        Ok(match marked {
-            Marked::Stub(mark) => Some(mark),
-            _ => None,
-        })
-    }
-
-    fn finished(&self, handle: &Handle) {
-        let bytes = match lock(&self.queue).states.get(handle) {
-            Some(State::There { bytes, .. }) => *bytes,
-            _ => 0,
-        };
-        self.is_well(handle);
-        // Its change time is a new one, by our own doing: what else it says is found by looking.
-        let note = (
-            Key::Inode(handle.clone()),
-            Look::Attributes,
-            Beside::Nothing,
-        );
-        self.parts.shared.note([note]);
-        self.is_whole(handle, bytes);
-    }
-
-    /// The file is right but cannot be made durable: tried again, its mark stays.
-    fn put_off(&self, handle: Handle, error: &Error) {
-        tracing::warn!(%error, "a recalled file cannot be made durable yet, it keeps its mark");
-        let at = Instant::now() + AGAIN;
-        lock(&self.queue).there.push((handle, at, false));
-    }
-}
-
-/// Whether anybody but us has the file open.
-fn is_used(fd: &OwnedFd) -> bool {
-    !matches!(lease::WriteLease::take(fd.as_fd()), Ok(Some(_)))
 }

@@ -17,13 +17,13 @@ use std::sync::{Arc, Mutex};
 use tierfs::catalog::{self, InodeRow, Queries, Reader};
 use tierfs::record::{Bits, Kind};
 use tierfs::residency::{Residency, Stub};
-use tierfs::stub::StubMark;
+use tierfs::stub::{Stage, StubMark};
 use tierfs::{FileId, LogId, SegmentNo, Time};
 
 use super::mark::{self, Marked};
 use super::mtime::Mtime;
 use super::residents::Residents;
-use super::{Busy, Gone, Held};
+use super::{Busy, Held};
 use crate::board::Board;
 use crate::capture::facts::time_of;
 use crate::capture::hints::{Beside, Key, Look};
@@ -124,8 +124,6 @@ pub struct Release {
     pub residency: Arc<Mutex<Residency>>,
     /// Inodes that are worked on.
     pub busy: Arc<Busy>,
-    /// What goes off the list.
-    pub gone: Arc<Gone>,
     /// Files whose release was interrupted: they are to be recalled.
     pub interrupted: Mutex<Vec<Handle>>,
     /// The catalog's file.
@@ -191,20 +189,14 @@ impl Release {
             })
             .collect();
         lock(&self.residency).add(&stubs, Time::now().seconds)?;
-        let (mut marked, mut not) = (Vec::new(), Vec::new());
+        let mut marked = Vec::new();
         for wanted in wanted {
             let file = wanted.row.file;
             match self.set_mark(wanted) {
                 Ok(candidate) => marked.push(candidate),
-                Err(refused) => {
-                    if !matches!(refused, Refused::Already | Refused::Busy) {
-                        not.push(file);
-                    }
-                    each(file, Err(refused));
-                }
+                Err(refused) => each(file, Err(refused)),
             }
         }
-        self.gone.note(not);
         if marked.is_empty() {
             return Ok(());
         }
@@ -275,7 +267,7 @@ impl Release {
             size: row.size,
             mtime: row.mtime,
             handle,
-            moving: true,
+            stage: Stage::Moving,
             seals: Bits(0),
             capability: None,
         };
@@ -328,8 +320,17 @@ impl Release {
         let flags = libc::O_RDWR | libc::O_NOFOLLOW | libc::O_NOATIME | libc::O_NONBLOCK;
         let fd = match open_by_handle(self.mount.root(), handle.as_ref(), flags) {
             Ok(Opened::Fd(fd)) => fd,
+            // It stays on the list until the next start.
             Ok(Opened::Stale) => return Err(Refused::Unknown),
-            Err(error) => return Err(cannot_open(error)),
+            Err(error) => {
+                if let Opened::Fd(fd) =
+                    open_by_handle(self.mount.root(), handle.as_ref(), io::READ)?
+                    && mark::look(fd.as_fd(), self.log_id)? == Marked::Whole
+                {
+                    lock(&self.residency).note_unmarked(row.file);
+                }
+                return Err(cannot_open(error));
+            }
         };
         mark.capability = space::capability(fd.as_fd())?;
         // Before the lease: who opens the file from here on is asked about, and refuses the lease.
@@ -344,13 +345,30 @@ impl Release {
                 _held: held,
             }),
             Err(refused) => {
-                if !matches!(refused, Refused::Already)
-                    && let Err(error) = self.residents.unprotect(fd.as_fd())
-                {
-                    tracing::debug!(%error, "a file that is no stub is asked about");
-                }
+                self.leave(row.file, &handle, fd.as_fd());
                 Err(refused)
             }
+        }
+    }
+
+    /// A file that does not become a stub. One that is a stub all the same, because its mark could not be
+    /// taken back or was there before, stays protected.
+    /// The caller holds the inode.
+    fn leave(&self, file: FileId, handle: &Handle, fd: BorrowedFd<'_>) {
+        let left = match mark::look(fd, self.log_id) {
+            Ok(Marked::Whole) => {
+                lock(&self.residency).note_unmarked(file);
+                self.residents.unprotect(fd)
+            }
+            Ok(Marked::Stub(mark)) if mark.stage != Stage::Rests => {
+                lock(&self.interrupted).push(handle.clone());
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = left {
+            tracing::warn!(%error, "a file that is no stub is asked about");
         }
     }
 
@@ -360,8 +378,10 @@ impl Release {
         row: &InodeRow,
         mark: &StubMark,
     ) -> Result<stat::Time, Refused> {
-        if mark::look(fd, self.log_id)? != Marked::Whole {
-            return Err(Refused::Already);
+        match mark::look(fd, self.log_id)? {
+            Marked::Whole => {}
+            Marked::Stub(mark) if mark.stage != Stage::Rests => return Err(Refused::Busy),
+            _ => return Err(Refused::Already),
         }
         let lease = WriteLease::take(fd)?.ok_or(Refused::InUse)?;
         let stat = stat_of(fd)?;
@@ -410,7 +430,7 @@ impl Release {
         }
         let rests = StubMark {
             mtime: time_of(mtime.restore(fd)?),
-            moving: false,
+            stage: Stage::Rests,
             capability: None,
             ..candidate.mark.clone()
         };
@@ -425,12 +445,11 @@ impl Release {
     /// The file is whole, and stays so.
     fn take_back(&self, candidate: &Candidate<'_>) {
         let fd = candidate.fd.as_fd();
-        let taken = space::remove_mark(fd).and_then(|()| self.residents.unprotect(fd));
-        match taken {
-            Ok(()) => self.gone.note([candidate.file]),
+        if let Err(error) = space::remove_mark(fd) {
             // It is a stub with all its bytes then.
-            Err(error) => tracing::warn!(%error, "a file that was not released keeps its mark"),
+            tracing::warn!(%error, "a file that was not released keeps its mark");
         }
+        self.leave(candidate.file, &candidate.handle, fd);
     }
 }
 

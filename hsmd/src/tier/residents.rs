@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use tierfs::catalog::{self, Reader};
 use tierfs::residency::{Residency, Stub};
+use tierfs::stub::Stage;
 use tierfs::{LogId, Time};
 
 use super::mark::{self, Marked};
@@ -187,7 +188,7 @@ impl Residents {
                 stopping(shared)?;
                 match self.mark(stub, log_id)? {
                     Listed::Moving(handle) => moving.push(handle),
-                    Listed::Gone => gone.push(stub.file),
+                    Listed::Gone => gone.push(stub.clone()),
                     Listed::Stub => {}
                 }
             }
@@ -196,7 +197,7 @@ impl Residents {
                 None => break,
             }
         }
-        lock(residency).remove(&gone)?;
+        lock(residency).remove_deleted(&gone)?;
         let mut mode = lock(&self.mode);
         if self.snapshots {
             tracing::info!(
@@ -225,7 +226,7 @@ impl Residents {
                 mode.marks += 1;
                 drop(mode);
                 Ok(match mark::look(fd.as_fd(), log_id)? {
-                    Marked::Stub(mark) if mark.moving => Listed::Moving(handle),
+                    Marked::Stub(mark) if mark.stage != Stage::Rests => Listed::Moving(handle),
                     // A release that runs just now has put it on the list, and not marked it yet.
                     _ => Listed::Stub,
                 })

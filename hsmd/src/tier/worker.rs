@@ -14,7 +14,7 @@ use super::mark::{self, Marked};
 use super::recall::{self, Outcome, Recall};
 use super::release::{self, Refused, Release, Released};
 use super::residents::{Residents, ResidentsError};
-use super::{Busy, Gone, Vouched};
+use super::{Busy, Vouched};
 use crate::board::Board;
 use crate::capture::hints::{Beside, Key, Look};
 use crate::config::Config;
@@ -149,7 +149,6 @@ impl Tier {
         let list = Arc::new(Mutex::new(list));
         let busy = Arc::new(Busy::default());
         let vouched = Arc::new(Vouched::default());
-        let gone = Arc::new(Gone::default());
         let volumes: Vec<PathBuf> = config.volumes().map(ToOwned::to_owned).collect();
         let spool = config.spool.clone();
         let look = move || {
@@ -174,7 +173,6 @@ impl Tier {
                 residency: list.clone(),
                 busy: busy.clone(),
                 vouched: vouched.clone(),
-                gone: gone.clone(),
                 wait: config.recall_wait,
             },
             Box::new(answer),
@@ -186,7 +184,6 @@ impl Tier {
             residents: residents.clone(),
             residency: list.clone(),
             busy,
-            gone,
             interrupted: Mutex::default(),
             catalog: config.catalog.clone(),
             log_id,
@@ -357,6 +354,7 @@ impl Tier {
     pub fn residency_of(&self, handle: &Handle) -> Result<Residency, Error> {
         Ok(match self.look(handle)? {
             Some((_, Marked::Suspect(why))) => Residency::Suspect(why),
+            Some((_, Marked::Stub(mark))) if mark.stage.is_filled() => Residency::Resident,
             Some((fd, Marked::Stub(_))) if mark::has_data(fd.as_fd())? => Residency::Partial,
             Some((_, Marked::Stub(_))) => Residency::Stub,
             _ => Residency::Resident,

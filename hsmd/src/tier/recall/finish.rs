@@ -1,0 +1,256 @@
+//! Making recalls last: data durable, the mark says so durably, the mark goes.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use tierfs::stub::Stage;
+
+use super::{AGAIN, Queue, Recall, STUCK, State};
+use crate::capture::hints::{Beside, Key, Look};
+use crate::shared::lock;
+use crate::sys::handle::{Handle, Opened, open_by_handle};
+use crate::sys::stat::stat_of;
+use crate::sys::{Error, flags, io, lease, space};
+use crate::tier::mark::{self, Marked};
+
+/// Files whose data is made durable one by one; more are synced with the whole filesystem.
+const ONE_BY_ONE: usize = 8;
+/// How long files that lost their marks stay on the list of stubs at least.
+const FORGET: Duration = Duration::from_secs(5);
+/// How often it is asked whether a recalled file is still in use.
+const IN_USE: Duration = Duration::from_millis(200);
+/// Files that finish at once.
+const FINISH_MAX: usize = 2000;
+
+/// A file on its way from *there* to whole.
+struct Finishing {
+    handle: Handle,
+    fd: OwnedFd,
+}
+
+impl Recall {
+    /// The finishing thread's body: makes recalled files durable and takes their marks away.
+    pub fn finish(&self) {
+        let mut forgot = Instant::now();
+        while let Some(batch) = self.next_batch() {
+            let closed = lock(&self.queue).closed;
+            if !batch.is_empty() {
+                self.finish_batch(batch);
+            }
+            if closed || forgot.elapsed() >= FORGET {
+                forgot = Instant::now();
+                self.forget();
+            }
+            if closed {
+                return;
+            }
+        }
+        self.forget();
+    }
+
+    /// Takes files off the list whose marks are gone for good.
+    fn forget(&self) {
+        if lock(&self.parts.residency).prepare_to_leave() == 0 {
+            return;
+        }
+        let forgotten = io::syncfs(self.parts.mount.root()).is_ok()
+            && lock(&self.parts.residency).leave().is_ok();
+        if !forgotten {
+            tracing::warn!("the list of stubs keeps files that are none");
+        }
+    }
+
+    /// Files to finish, each with whether somebody waits for it.
+    fn next_batch(&self) -> Option<Vec<(Handle, bool)>> {
+        let mut queue = lock(&self.queue);
+        let begun = Instant::now();
+        loop {
+            let now = Instant::now();
+            let waited = begun.elapsed() >= FORGET;
+            let closed = queue.closed;
+            let Queue { there, states, .. } = &mut *queue;
+            let awaited = |handle: &Handle| matches!(states.get(handle), Some(State::There { waiters, .. }) if !waiters.is_empty());
+            let mut batch = Vec::new();
+            let due = |(handle, due, sooner): &mut (Handle, Instant, bool)| {
+                closed || *due <= now || (*sooner && awaited(handle))
+            };
+            for (handle, ..) in there.extract_if(.., due).take(FINISH_MAX) {
+                let waits = awaited(&handle);
+                batch.push((handle, waits));
+            }
+            if closed || !batch.is_empty() {
+                // Once more after the end: the next worker is to find whole files where nobody uses them.
+                return Some(batch).filter(|batch| !batch.is_empty());
+            }
+            let next = queue.there.iter().map(|(_, due, _)| *due).min();
+            let mut patience = next.map_or(Duration::from_mins(1), |due| due - now);
+            if lock(&self.parts.residency).has_unmarked() {
+                patience = patience.min(FORGET);
+                if waited {
+                    return Some(Vec::new());
+                }
+            }
+            queue = self
+                .finish
+                .wait_timeout(queue, patience)
+                .map_or_else(|poisoned| poisoned.into_inner().0, |(queue, _)| queue);
+        }
+    }
+
+    fn finish_batch(&self, batch: Vec<(Handle, bool)>) {
+        let root = self.parts.mount.root();
+        let mut open = Vec::new();
+        for (handle, awaited) in batch {
+            match open_by_handle(root, handle.as_ref(), io::READ) {
+                // Taking the mark away changes the file's change time, and programs that read it (tar)
+                // take that for a change of the file: not before they are done.
+                Ok(Opened::Fd(fd)) if !awaited && is_used(&fd) => {
+                    let at = Instant::now() + IN_USE;
+                    lock(&self.queue).there.push((handle, at, true));
+                }
+                Ok(Opened::Fd(fd)) => open.push(Finishing { handle, fd }),
+                // Deleted meanwhile.
+                Ok(Opened::Stale) => {
+                    self.is_well(&handle);
+                    self.is_whole(&handle, 0);
+                }
+                Err(error) => self.put_off(handle, &error),
+            }
+        }
+        let mut there = Vec::new();
+        for file in self.make_durable(open) {
+            match self.set_there(&file) {
+                Ok(()) => there.push(file),
+                Err(error) => self.put_off(file.handle, &error),
+            }
+        }
+        for file in self.make_durable(there) {
+            match self.finish_one(&file) {
+                Ok(()) => {
+                    let Finishing { handle, fd } = file;
+                    // Who hears of it may release it at once, and then nobody is to have it open.
+                    drop(fd);
+                    self.finished(&handle);
+                }
+                Err(error) => self.put_off(file.handle, &error),
+            }
+        }
+    }
+
+    /// Gives the files that are durable as they are now.
+    fn make_durable(&self, files: Vec<Finishing>) -> Vec<Finishing> {
+        if files.len() > ONE_BY_ONE {
+            return match io::syncfs(self.parts.mount.root()) {
+                Ok(()) => files,
+                Err(error) => {
+                    for file in files {
+                        self.put_off(file.handle, &error);
+                    }
+                    Vec::new()
+                }
+            };
+        }
+        let mut durable = Vec::new();
+        for file in files {
+            match space::sync_file(file.fd.as_fd()) {
+                Ok(()) => durable.push(file),
+                Err(error) => self.put_off(file.handle, &error),
+            }
+        }
+        durable
+    }
+
+    /// The file is durable: its mark says so. From here on its flags are off.
+    fn set_there(&self, file: &Finishing) -> Result<(), Error> {
+        let _held = self.parts.busy.hold(&file.handle);
+        let fd = file.fd.as_fd();
+        let Marked::Stub(mut mark) = mark::look(fd, self.parts.log_id)? else {
+            return Ok(());
+        };
+        let seals = flags::unseal(fd)?;
+        if mark.stage == Stage::There && seals == 0 {
+            return Ok(());
+        }
+        mark.stage = Stage::There;
+        mark.seals.0 |= seals;
+        let set = space::set_mark(fd, &mark.to_bytes());
+        if set.is_err() {
+            flags::seal(fd, seals)?;
+        }
+        set
+    }
+
+    /// The file is durable, and its mark says so durably.
+    fn finish_one(&self, Finishing { handle, fd }: &Finishing) -> Result<(), Error> {
+        let _held = self.parts.busy.hold(handle);
+        let marked = mark::look(fd.as_fd(), self.parts.log_id)?;
+        // While it has its mark nobody writes; with the lease nobody does before the look at its time.
+        let alone = lease::ReadLease::take(fd.as_fd())?;
+        let mut seals = flags::unseal(fd.as_fd())?;
+        let removed = space::remove_mark(fd.as_fd());
+        if let Marked::Stub(mark) = &marked {
+            seals |= mark.seals.0;
+        }
+        flags::seal(fd.as_fd(), seals)?;
+        removed?;
+        if let Marked::Stub(mark) = &marked {
+            lock(&self.parts.residency).note_unmarked(mark.file);
+        }
+        let news = matches!(lock(&self.queue).states.get(handle), Some(State::There { there, .. }) if there.news);
+        if alone.is_some() && !news {
+            self.parts.vouched.note(handle, stat_of(fd.as_fd())?.ctime);
+        }
+        drop(alone);
+        self.parts.residents.unprotect(fd.as_fd())
+    }
+
+    fn finished(&self, handle: &Handle) {
+        let (bytes, news) = match lock(&self.queue).states.get(handle) {
+            Some(State::There { there, .. }) => (there.bytes, there.news),
+            _ => (0, true),
+        };
+        self.is_well(handle);
+        // Its change time is a new one, by our own doing: what else it says is found by looking.
+        let look = if news {
+            Look::Content
+        } else {
+            Look::Attributes
+        };
+        let key = Key::Inode(handle.clone());
+        self.parts.shared.note([(key, look, Beside::Nothing)]);
+        self.is_whole(handle, bytes);
+    }
+
+    /// The file is right but cannot be made durable, or its mark not be taken away: tried again. Who waits
+    /// to change it hears of it in the end.
+    fn put_off(&self, handle: Handle, error: &Error) {
+        let why = format!("{}: {error}", self.name_of(&handle));
+        self.parts.shared.trouble(
+            STUCK,
+            true,
+            "recalled files can be read, but not changed",
+            &why,
+            "who opens one for writing waits as long as `recall_wait` says, and gets an error then; see to the disk",
+        );
+        lock(&self.stuck).insert(handle.clone());
+        let mut over = Vec::new();
+        let mut queue = lock(&self.queue);
+        if let Some(State::There { waiters, .. }) = queue.states.get_mut(&handle) {
+            over = waiters
+                .extract_if(.., |waiter| waiter.since().elapsed() >= self.parts.wait)
+                .collect();
+        }
+        let at = Instant::now() + AGAIN;
+        queue.there.push((handle, at, false));
+        drop(queue);
+        let errno = error.errno().unwrap_or(libc::EIO);
+        for waiter in over {
+            self.refuse(waiter, errno, &why);
+        }
+    }
+}
+
+/// Whether anybody but us has the file open.
+fn is_used(fd: &OwnedFd) -> bool {
+    !matches!(lease::WriteLease::take(fd.as_fd()), Ok(Some(_)))
+}

@@ -1,0 +1,195 @@
+//! What recall and release leave behind lasts: over restarts at the worst moment, and a loss of power.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use hsm_tests::loopfs::Kind;
+use hsm_tests::stubs::{assert_reads, is_marked, release, release_soon, wait_whole};
+use hsm_tests::sys;
+use hsm_tests::system::{Setup, System};
+
+/// How long recalled files stay on the list of stubs at least, and some more.
+const FORGOTTEN: Duration = Duration::from_secs(8);
+
+fn start(kind: Kind) -> System {
+    Setup::new(kind).exposed().start()
+}
+
+/// Only stubs are asked about: what is not on the list reads as it lies on the disk.
+fn wait_for_marks(system: &System) {
+    system.wait_for("only stubs are asked about", |status| {
+        status["released"]["every_file"] == false
+    });
+}
+
+fn released_again(kind: Kind) {
+    let mut system = start(kind);
+    let path = system.at("file");
+    let bytes = b"some bytes".repeat(1000);
+    fs::write(&path, &bytes).expect("written");
+    system.sync_all();
+    release(&system, &path);
+    assert_reads(&path, &bytes, "recalled");
+    wait_whole(&path);
+    release_soon(&system, &path);
+    thread::sleep(FORGOTTEN);
+    assert!(is_marked(&path), "it was recalled");
+    system.kill_all();
+    system.start();
+    wait_for_marks(&system);
+    assert_reads(&path, &bytes, "released again before it was off the list");
+}
+
+#[test]
+fn what_is_released_again_at_once_stays_guarded_on_ext4() {
+    released_again(Kind::Ext4);
+}
+
+#[test]
+fn what_is_released_again_at_once_stays_guarded_on_xfs() {
+    released_again(Kind::Xfs);
+}
+
+#[test]
+fn a_recalled_program_runs_on_over_a_restart() {
+    let system = start(Kind::Ext4);
+    let path = system.at("program");
+    let bytes = fs::read("/bin/sleep").expect("a program");
+    fs::write(&path, &bytes).expect("written");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("changed");
+    system.sync_all();
+    release(&system, &path);
+    let mut running = Command::new(&path).arg("600").spawn().expect("recalled");
+    system.kill_process("worker");
+    assert!(is_marked(&path), "it is in use, and was finished");
+    assert_reads(&path, &bytes, "while it runs");
+    assert!(
+        Command::new(&path)
+            .arg("0")
+            .status()
+            .expect("run")
+            .success()
+    );
+    assert_eq!(running.try_wait().expect("asked"), None, "it ended");
+    running.kill().expect("killed");
+    running.wait().expect("ended");
+    wait_whole(&path);
+    system.check("a program that ran over a restart");
+}
+
+#[test]
+fn a_touch_between_recall_and_restart_is_kept() {
+    let system = start(Kind::Ext4);
+    let path = system.at("file");
+    fs::write(&path, b"bytes").expect("written");
+    system.sync_all();
+    release(&system, &path);
+    let reader = File::open(&path).expect("recalled");
+    assert!(is_marked(&path), "it is in use, and was finished");
+    let touched = SystemTime::UNIX_EPOCH + Duration::from_millis(981_173_106_789);
+    reader.set_modified(touched).expect("touched");
+    system.kill_process("worker");
+    // Waits for the next worker, which looks at what its predecessor left.
+    assert_reads(&path, b"bytes", "while it is in use");
+    drop(reader);
+    wait_whole(&path);
+    let meta = fs::metadata(&path).expect("the file");
+    assert_eq!(
+        (meta.mtime(), meta.mtime_nsec()),
+        (981_173_106, 789_000_000)
+    );
+    system.check("a touch between recall and restart");
+}
+
+/// The power fails after a program has written to a recalled file.
+fn power_fails_after_a_write(kind: Kind) {
+    let mut system = start(kind);
+    let path = system.at("file");
+    let (old, new) = (vec![b'o'; 8192], vec![b'n'; 4096]);
+    fs::write(&path, &old).expect("written");
+    system.sync_all();
+    for round in 0..4 {
+        release_soon(&system, &path);
+        // Waits until the mark is gone, or comes when it is.
+        let waits = round % 2 == 0;
+        if !waits {
+            drop(fs::read(&path).expect("recalled"));
+            wait_whole(&path);
+        }
+        let file = OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .expect("recalled");
+        file.write_all_at(&new, 4096).expect("written");
+        sys::write_back(&file).expect("written back");
+        cut_off(&mut system);
+        drop(file);
+        system.fs().unmount();
+        system.start();
+        let context = format!("{kind}, round {round}");
+        let found = fs::read(&path).unwrap_or_else(|error| panic!("{context}: {error}"));
+        assert_eq!(found.len(), old.len(), "{context}");
+        assert!(
+            found.starts_with(&[b'o'; 4096]),
+            "{context}: what was not written to"
+        );
+        assert!(
+            found.ends_with(&new) || found == old,
+            "{context}: neither old nor new"
+        );
+        fs::write(&path, &old).expect("written");
+        system.sync_all();
+        system.check(&context);
+    }
+}
+
+fn cut_off(system: &mut System) {
+    let root = File::open(system.root()).expect("the root");
+    sys::cut_off(&root).expect("cut off");
+    drop(root);
+    system.kill_all();
+}
+
+#[test]
+fn the_power_fails_after_a_write_to_a_recalled_file_on_ext4() {
+    power_fails_after_a_write(Kind::Ext4);
+}
+
+#[test]
+fn the_power_fails_after_a_write_to_a_recalled_file_on_xfs() {
+    power_fails_after_a_write(Kind::Xfs);
+}
+
+/// The marks of released files outlive a loss of power as well as their bytes do.
+#[test]
+fn the_list_of_stubs_and_their_marks_outlive_a_loss_of_power() {
+    let mut system = start(Kind::Xfs);
+    let paths: Vec<_> = (0..20)
+        .map(|number| system.at(format!("file{number}")))
+        .collect();
+    for path in &paths {
+        fs::write(path, bytes_of(path)).expect("written");
+    }
+    system.sync_all();
+    for path in &paths {
+        release(&system, path);
+    }
+    for path in paths.iter().take(10) {
+        assert_reads(path, &bytes_of(path), "recalled");
+    }
+    cut_off(&mut system);
+    system.fs().unmount();
+    system.start();
+    wait_for_marks(&system);
+    for path in &paths {
+        assert_reads(path, &bytes_of(path), "after a loss of power");
+    }
+}
+
+fn bytes_of(path: &Path) -> Vec<u8> {
+    path.to_string_lossy().into_owned().repeat(700).into_bytes()
+}
