@@ -28,6 +28,7 @@ pub struct Setup {
     bytes: u64,
     pools: usize,
     exposed: bool,
+    managed: bool,
     settings: Vec<(String, String)>,
 }
 
@@ -39,6 +40,7 @@ impl Setup {
             bytes: SMALL_BYTES,
             pools: 1,
             exposed: false,
+            managed: false,
             settings: Vec::new(),
         };
         setup
@@ -75,6 +77,14 @@ impl Setup {
         self
     }
 
+    /// A service manager starts the daemon, keeps its descriptors, and starts it again when it is killed
+    /// (SIGUSR1 to [`System::daemon`] kills all of it).
+    #[must_use]
+    pub fn managed(mut self) -> Self {
+        self.managed = true;
+        self
+    }
+
     /// Makes everything but starts nothing.
     pub fn build(self) -> System {
         let home = Home::new();
@@ -85,6 +95,7 @@ impl Setup {
             bytes: self.bytes,
             settings: self.settings,
             device: None,
+            managed: self.managed,
             pools: Vec::new(),
             asked: AtomicU64::new(0),
         };
@@ -115,6 +126,7 @@ pub struct System {
     bytes: u64,
     settings: Vec<(String, String)>,
     device: Option<LoopDevice>,
+    managed: bool,
     pools: Vec<Vec<PathBuf>>,
     asked: AtomicU64,
 }
@@ -269,6 +281,15 @@ impl System {
         }
     }
 
+    /// Waits until the daemon answers that something else has started again.
+    pub fn wait_until_it_answers(&self) {
+        let end = Instant::now() + LIMIT;
+        while self.tierctl(&["status", "--json"]).code != 0 {
+            assert!(Instant::now() < end, "hsmd does not become ready again");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Starts the daemon without waiting for anything.
     pub fn start_unready(&mut self) {
         assert!(self.daemon.is_none(), "the daemon runs already");
@@ -276,7 +297,20 @@ impl System {
     }
 
     fn spawn(&self) -> Running {
-        let mut command = Command::new(locate("hsmd"));
+        let hsmd = locate("hsmd");
+        let mut command = if self.managed {
+            let python = std::env::var_os("HSM_PYTHON").unwrap_or_else(|| "python3".into());
+            let mut manager = Command::new(python);
+            manager.arg(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/src/service_manager.py"
+            ));
+            let _ = fs::remove_file(self.home.path().join("notify"));
+            manager.arg(self.home.path().join("notify")).arg(hsmd);
+            manager
+        } else {
+            Command::new(hsmd)
+        };
         command.arg("--config").arg(self.config());
         Running::start(command, self.home.path(), "hsmd")
     }

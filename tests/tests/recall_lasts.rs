@@ -193,3 +193,49 @@ fn the_list_of_stubs_and_their_marks_outlive_a_loss_of_power() {
 fn bytes_of(path: &Path) -> Vec<u8> {
     path.to_string_lossy().into_owned().repeat(700).into_bytes()
 }
+
+/// The disk is set back to an earlier state, and the list of stubs is not.
+#[test]
+fn stubs_of_a_disk_that_was_set_back_are_guarded() {
+    let mut system = start(Kind::Ext4);
+    let paths: Vec<_> = (0..3)
+        .map(|number| system.at(format!("file{number}")))
+        .collect();
+    for path in &paths {
+        fs::write(path, bytes_of(path)).expect("written");
+    }
+    system.sync_all();
+    for path in &paths {
+        release(&system, path);
+    }
+    system.stop();
+    let kept = system.fs().image().with_extension("kept");
+    fs::copy(system.fs().image(), &kept).expect("kept");
+    system.start();
+    wait_for_marks(&system);
+    assert_reads(&paths[0], &bytes_of(&paths[0]), "recalled");
+    fs::remove_file(&paths[1]).expect("removed");
+    system.sync_all();
+    thread::sleep(FORGOTTEN);
+    system.stop();
+    // Once more, so that what is deleted leaves the list.
+    system.start();
+    wait_for_marks(&system);
+    thread::sleep(FORGOTTEN);
+    system.stop();
+    // In place: the loop device stays.
+    let mut image = OpenOptions::new()
+        .write(true)
+        .open(system.fs().image())
+        .expect("the image");
+    std::io::copy(&mut File::open(&kept).expect("kept"), &mut image).expect("set back");
+    image.sync_all().expect("written");
+    system.start();
+    wait_for_marks(&system);
+    // The deleted one is recalled by itself: it is not what the log has.
+    assert!(is_marked(&paths[0]), "it is no stub again");
+    for path in &paths {
+        assert_reads(path, &bytes_of(path), "of a disk that was set back");
+    }
+    system.check("a disk that was set back");
+}

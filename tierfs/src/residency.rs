@@ -9,6 +9,10 @@
 //! lost it until the filesystem was synced, for a loss of power could bring the mark back; and it stays
 //! if it is put on the list again before that. So the list holds all stubs while it is
 //! [`Residency::is_complete`].
+//!
+//! A disk that is set back to an earlier state (a snapshot of a volume manager, an image) may have stubs
+//! that have left the list since. So before files leave, the disk gets a new generation
+//! ([`crate::stub::DiskMark`]), and a list is complete for its own generation only.
 
 use std::collections::HashSet;
 use std::fs::OpenOptions;
@@ -19,17 +23,24 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 use crate::catalog::Error;
 use crate::ids::FileId;
+use crate::stub::DiskMark;
 
 /// "hsr1": says that an SQLite file is such a list.
 const APPLICATION_ID: i64 = 0x6873_7231;
 /// Raised with every change of the tables; another version is made anew from the disk.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 
 const TABLES: &str = "
 CREATE TABLE stub(file INTEGER PRIMARY KEY, handle BLOB NOT NULL, since_s INTEGER NOT NULL) STRICT;
 CREATE TABLE atime(file INTEGER PRIMARY KEY, atime_s INTEGER NOT NULL) STRICT;
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 ";
+
+/// For which filesystem the list is complete.
+const COMPLETE: &str = "complete";
+/// The disk's generation, and what it may have become.
+const CURRENT: &str = "generation";
+const NEXT: &str = "next";
 
 /// A stub on the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +59,8 @@ pub struct Residency {
     unmarked: HashSet<FileId>,
     /// Those of them that leave after the sync that goes on now.
     leaving: HashSet<FileId>,
+    /// Inodes that do not exist any more; they never come back to the list.
+    deleted: Vec<Stub>,
 }
 
 /// Where the list lies that belongs to a catalog.
@@ -126,6 +139,7 @@ impl Residency {
             path: path.to_owned(),
             unmarked: HashSet::new(),
             leaving: HashSet::new(),
+            deleted: Vec::new(),
         }
     }
 
@@ -196,35 +210,63 @@ impl Residency {
         self.unmarked.insert(file);
     }
 
-    /// Whether files are to leave the list.
-    pub fn has_unmarked(&self) -> bool {
-        !self.unmarked.is_empty()
+    /// An inode of the list does not exist any more.
+    pub fn note_deleted(&mut self, stub: Stub) {
+        self.deleted.push(stub);
     }
 
-    /// What has lost its mark so far leaves with the next [`Self::leave`]; the filesystem must be synced
-    /// in between. Gives how many files that is.
-    pub fn prepare_to_leave(&mut self) -> usize {
+    /// Whether anything is to leave the list.
+    pub fn has_leaving(&self) -> bool {
+        !(self.unmarked.is_empty() && self.leaving.is_empty() && self.deleted.is_empty())
+    }
+
+    /// What has lost its mark so far leaves with the next [`Self::leave`]. Before that the disk must get
+    /// this generation, durably. `None`: nothing leaves.
+    pub fn prepare_to_leave(&mut self) -> Result<Option<DiskMark>, Error> {
         self.leaving.extend(self.unmarked.drain());
-        self.leaving.len()
+        if !self.has_leaving() {
+            return Ok(None);
+        }
+        let mark = self.new_generation()?;
+        self.set_meta(NEXT, &hex(&mark.generation))?;
+        Ok(Some(mark))
+    }
+
+    /// A generation that no disk has.
+    pub fn new_generation(&self) -> Result<DiskMark, Error> {
+        let mut generation = [0; 16];
+        getrandom::fill(&mut generation).map_err(|error| Error::Io {
+            path: self.path.clone(),
+            doing: "drawing a random number for",
+            source: std::io::Error::other(error.to_string()),
+        })?;
+        Ok(DiskMark { generation })
     }
 
     /// Takes files off the list; see [`Self::prepare_to_leave`].
     pub fn leave(&mut self) -> Result<(), Error> {
-        let files: Vec<_> = self.leaving.iter().copied().collect();
-        let sql = "DELETE FROM stub WHERE file = ?1";
-        self.write("shortening the list of stubs", sql, &files, |file| {
-            [number(*file)]
-        })?;
+        let run = |list: &mut Self| -> rusqlite::Result<()> {
+            let txn = list.conn.transaction()?;
+            {
+                let mut unmarked = txn.prepare_cached("DELETE FROM stub WHERE file = ?1")?;
+                for file in &list.leaving {
+                    unmarked.execute([number(*file)])?;
+                }
+                let sql = "DELETE FROM stub WHERE file = ?1 AND handle = ?2";
+                let mut deleted = txn.prepare_cached(sql)?;
+                for stub in &list.deleted {
+                    deleted.execute((number(stub.file), &stub.handle))?;
+                }
+                let sql = "UPDATE meta SET value = (SELECT value FROM meta WHERE key = ?2) WHERE key = ?1";
+                txn.prepare_cached(sql)?.execute([CURRENT, NEXT])?;
+            }
+            txn.commit()
+        };
+        run(self)
+            .map_err(|error| Error::sqlite(&self.path, "shortening the list of stubs", error))?;
         self.leaving.clear();
+        self.deleted.clear();
         Ok(())
-    }
-
-    /// Takes deleted inodes off the list.
-    pub fn remove_deleted(&mut self, stubs: &[Stub]) -> Result<(), Error> {
-        let sql = "DELETE FROM stub WHERE file = ?1 AND handle = ?2";
-        self.write("shortening the list of stubs", sql, stubs, |stub| {
-            (number(stub.file), stub.handle.clone())
-        })
     }
 
     /// Whether a file is on the list.
@@ -265,28 +307,38 @@ impl Residency {
             .map_err(self.fail("counting stubs"))
     }
 
-    /// Whether the list is known to hold every stub of this filesystem.
-    pub fn is_complete(&self, fs_uuid: &[u8; 16]) -> Result<bool, Error> {
-        let known: Option<String> = self
-            .conn
-            .query_row("SELECT value FROM meta WHERE key = 'complete'", [], |row| {
-                row.get(0)
-            })
-            .optional()
-            .map_err(self.fail("reading the list of stubs"))?;
-        Ok(known.is_some_and(|known| known == hex(fs_uuid)))
+    /// Whether the list is known to hold every stub of this filesystem, whose root has this mark.
+    pub fn is_complete(&self, fs_uuid: &[u8; 16], mark: Option<&DiskMark>) -> Result<bool, Error> {
+        let Some(generation) = mark.map(|mark| hex(&mark.generation)) else {
+            return Ok(false);
+        };
+        // A crash may have come between the two: then nothing has left yet that the disk has.
+        let known = [self.meta(CURRENT)?, self.meta(NEXT)?];
+        Ok(self.meta(COMPLETE)? == Some(hex(fs_uuid)) && known.contains(&Some(generation)))
     }
 
-    /// Every file of this filesystem has been looked at, and all that have a mark are on the list. From
-    /// here on it stays complete, a crash included.
-    pub fn set_complete(&mut self, fs_uuid: &[u8; 16]) -> Result<(), Error> {
+    fn meta(&self, key: &str) -> Result<Option<String>, Error> {
         self.conn
-            .execute(
-                "INSERT INTO meta(key, value) VALUES ('complete', ?1) ON CONFLICT(key) DO UPDATE SET value = excluded.value",
-                [hex(fs_uuid)],
-            )
+            .prepare_cached("SELECT value FROM meta WHERE key = ?1")
+            .and_then(|mut stmt| stmt.query_row([key], |row| row.get(0)).optional())
+            .map_err(self.fail("reading the list of stubs"))
+    }
+
+    fn set_meta(&self, key: &str, value: &str) -> Result<(), Error> {
+        self.conn
+            .prepare_cached("INSERT OR REPLACE INTO meta(key, value) VALUES (?1, ?2)")
+            .and_then(|mut stmt| stmt.execute([key, value]))
             .map(drop)
             .map_err(self.fail("writing the list of stubs"))
+    }
+
+    /// Every file of this filesystem has been looked at, and all that have a mark are on the list; its
+    /// root has this mark, durably. From here on it stays complete, a crash included.
+    pub fn set_complete(&mut self, fs_uuid: &[u8; 16], mark: &DiskMark) -> Result<(), Error> {
+        let generation = hex(&mark.generation);
+        self.set_meta(COMPLETE, &hex(fs_uuid))?;
+        self.set_meta(NEXT, &generation)?;
+        self.set_meta(CURRENT, &generation)
     }
 
     /// Forgets everything: the list belongs to another disk.
@@ -296,6 +348,7 @@ impl Residency {
         )?;
         self.unmarked.clear();
         self.leaving.clear();
+        self.deleted.clear();
         Ok(())
     }
 
@@ -384,21 +437,29 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = path_beside(&dir.path().join("catalog.db"));
         let mut list = Residency::open(&path).expect("a list");
-        assert!(!list.is_complete(&[1; 16]).expect("read"));
+        let mark = list.new_generation().expect("random");
+        assert!(!list.is_complete(&[1; 16], Some(&mark)).expect("read"));
         list.add(&[stub(3), stub(1), stub(2), stub(3)], 5)
             .expect("added");
-        list.set_complete(&[1; 16]).expect("noted");
+        list.set_complete(&[1; 16], &mark).expect("noted");
+        assert!(list.is_complete(&[1; 16], Some(&mark)).expect("read"));
         list.note_unmarked(stub(2).file);
-        assert_eq!(list.prepare_to_leave(), 1);
+        let next = list.prepare_to_leave().expect("noted").expect("one leaves");
+        // The disk may have got it, or not.
+        assert!(list.is_complete(&[1; 16], Some(&mark)).expect("read"));
+        assert!(list.is_complete(&[1; 16], Some(&next)).expect("read"));
         list.leave().expect("removed");
+        assert_eq!(list.prepare_to_leave().expect("nothing"), None);
         drop(list);
         let list = Residency::open(&path).expect("the same list");
         assert_eq!(list.page(None, 10).expect("read"), [stub(1), stub(3)]);
         assert_eq!(list.page(FileId::new(1), 10).expect("read"), [stub(3)]);
         assert_eq!(list.count().expect("counted"), 2);
         assert!(list.contains(stub(3).file).expect("read"));
-        assert!(list.is_complete(&[1; 16]).expect("read"));
-        assert!(!list.is_complete(&[2; 16]).expect("read"));
+        assert!(list.is_complete(&[1; 16], Some(&next)).expect("read"));
+        assert!(!list.is_complete(&[1; 16], Some(&mark)).expect("set back"));
+        assert!(!list.is_complete(&[1; 16], None).expect("read"));
+        assert!(!list.is_complete(&[2; 16], Some(&next)).expect("read"));
     }
 
     #[test]
@@ -411,17 +472,19 @@ mod tests {
             list.note_unmarked(stub.file);
         }
         list.add(&[stub(1)], 6).expect("released before the sync");
-        assert_eq!(list.prepare_to_leave(), 3);
+        assert!(list.prepare_to_leave().expect("noted").is_some());
         list.add(&[stub(2)], 6).expect("released during the sync");
         list.note_unmarked(stub(2).file);
-        assert!(list.has_unmarked());
         list.leave().expect("left");
         assert_eq!(list.page(None, 9).expect("read"), [stub(1), stub(2)]);
+        assert!(list.has_leaving());
         let other = Stub {
             handle: vec![9],
             ..stub(1)
         };
-        list.remove_deleted(&[other, stub(2)]).expect("removed");
+        list.note_deleted(other);
+        list.note_deleted(stub(2));
+        list.leave().expect("removed");
         assert_eq!(list.page(None, 9).expect("read"), [stub(1)]);
     }
 
@@ -441,7 +504,8 @@ mod tests {
             std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777,
             0o600
         );
-        assert!(!list.is_complete(&[1; 16]).expect("read"));
+        let mark = list.new_generation().expect("random");
+        assert!(!list.is_complete(&[1; 16], Some(&mark)).expect("read"));
     }
 
     #[test]

@@ -87,6 +87,28 @@ cbor_map! {
     }
 }
 
+cbor_map! {
+    /// What the attribute of the same name holds on a filesystem's root directory: which list of stubs
+    /// ([`crate::residency`]) belongs to the disk as it is. A disk that was set back to an earlier
+    /// state has stubs that have left the list since, and another generation.
+    DiskMark {
+        /// A random number that changes whenever files leave the list.
+        0 => generation: [u8; 16],
+    }
+}
+
+impl DiskMark {
+    /// The attribute's value.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        cbor::to_bytes(self)
+    }
+
+    /// Reads the attribute's value.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, CborError> {
+        cbor::whole(bytes, "a disk's mark")
+    }
+}
+
 impl StubMark {
     /// The attribute's value.
     pub fn to_bytes(&self) -> Vec<u8> {

@@ -4,6 +4,7 @@
 //! before the group's mark is set, and nothing after the group is closed.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -110,6 +111,17 @@ impl Exposure {
             .map_err(failed)?;
         hidden.expose(&self.place).map_err(failed)?;
         Ok(asked)
+    }
+
+    /// It is exposed, and `group` has been open ever since: every access is asked about again, whatever
+    /// marks the group has.
+    pub fn take_over(&self, group: &PermissionGroup, wanted: Asked) -> Result<Asked, Refusal> {
+        let advice = "end all programs that use it, unmount it, and start hsmd again";
+        let root = fs::File::open(&self.place)
+            .map_err(|error| refuse(self.place.display(), error, advice))?;
+        group
+            .mark_filesystem(root.as_fd(), wanted)
+            .map_err(|error| refuse(self.place.display(), error, advice))
     }
 
     fn clear(&self) -> Result<(), Refusal> {

@@ -26,11 +26,13 @@ use crate::sys::permission::{Access, Answer, Asked, Attempt, BUFFER_BYTES, Permi
 use crate::sys::space::STUB_XATTR;
 use crate::sys::{Error, lease, process, xattr};
 
-/// Threads that read the group. A read can stall for the time of a lease that somebody holds on the file
-/// in question, so there are several.
+/// Threads that read the group. A read stalls for up to 45 s where somebody holds a lease on the file in
+/// question, and any user may hold as many as he has files: whenever all are in a read, one more starts.
 const READERS: usize = 6;
-/// Enough for a reader: no recursion, one buffer.
-const STACK_BYTES: usize = 256 * 1024;
+/// With so many stalled, the next accesses wait.
+const READERS_MAX: usize = 512;
+/// Enough for a reader: no recursion, its buffer is elsewhere. Locked memory.
+const STACK_BYTES: usize = 128 * 1024;
 /// Descriptors that are never used for accesses.
 const RESERVED: u64 = 256;
 /// A worker that ran for less is started again after this time.
@@ -53,8 +55,17 @@ struct Pending {
     by_user: HashMap<u32, usize>,
 }
 
+/// How the threads that read the group are.
+#[derive(Default)]
+struct Readers {
+    all: usize,
+    /// Those that are in a read.
+    reading: usize,
+}
+
 struct Guard {
     group: PermissionGroup,
+    readers: Mutex<Readers>,
     /// For the worker; see [`super::worker::Inherited`].
     events: OwnedFd,
     asked: Asked,
@@ -71,13 +82,34 @@ struct Guard {
 }
 
 impl Guard {
+    /// Starts a reader.
+    fn add_reader(self: &Arc<Self>) -> Result<(), String> {
+        lock(&self.readers).all += 1;
+        let guard = self.clone();
+        let started = std::thread::Builder::new()
+            .name("reader".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn(move || guard.read());
+        started.map(drop).map_err(|error| {
+            lock(&self.readers).all -= 1;
+            format!("starting a thread: {error}")
+        })
+    }
+
     /// A reader's body.
-    fn read(&self) {
+    fn read(self: &Arc<Self>) {
         let mut buf = vec![0; BUFFER_BYTES];
         loop {
             let mut fds = [PollFd::new(self.group.as_fd(), PollFlags::POLLIN)];
             let _ = poll(&mut fds, PollTimeout::NONE);
-            match self.group.read(&mut buf) {
+            if self.begin_read()
+                && let Err(error) = self.add_reader()
+            {
+                tracing::warn!(error, "all readers may stall on leases");
+            }
+            let read = self.group.read(&mut buf);
+            let superfluous = self.end_read();
+            match read {
                 Ok(accesses) => {
                     for access in accesses {
                         self.decide(access);
@@ -89,7 +121,26 @@ impl Guard {
                     std::thread::sleep(Duration::from_secs(1));
                 }
             }
+            if superfluous {
+                return;
+            }
         }
+    }
+
+    /// True: another reader is needed, for all are in a read now.
+    fn begin_read(&self) -> bool {
+        let mut readers = lock(&self.readers);
+        readers.reading += 1;
+        readers.reading == readers.all && readers.all < READERS_MAX
+    }
+
+    /// True: there are enough readers without this one.
+    fn end_read(&self) -> bool {
+        let mut readers = lock(&self.readers);
+        readers.reading -= 1;
+        let superfluous = readers.all - readers.reading > READERS;
+        readers.all -= usize::from(superfluous);
+        superfluous
     }
 
     fn decide(&self, access: Access) {
@@ -341,6 +392,7 @@ impl Supervisor {
             .map_err(|error| format!("eventfd: {error}"))?;
         let guard = Arc::new(Guard {
             group,
+            readers: Mutex::default(),
             events,
             asked: Asked {
                 pre_access: args.pre_access,
@@ -355,12 +407,7 @@ impl Supervisor {
             held_max: usize::try_from(files.saturating_sub(RESERVED)).unwrap_or(usize::MAX),
         });
         for _ in 0..READERS {
-            let guard = guard.clone();
-            std::thread::Builder::new()
-                .name("reader".to_owned())
-                .stack_size(STACK_BYTES)
-                .spawn(move || guard.read())
-                .map_err(|error| format!("starting a thread: {error}"))?;
+            guard.add_reader()?;
         }
         Ok(Self {
             guard,

@@ -2,7 +2,7 @@
 //!
 //! It is the process that an administrator starts and stops. It does next to nothing, so that it has no
 //! reason to die; while it lives the group stays open whatever becomes of guard and worker, and accesses
-//! to released files wait.
+//! to released files wait. If it dies all the same, the service manager still has the group ([`store`]).
 
 use std::os::fd::AsRawFd;
 use std::process::{Child, Command, ExitCode};
@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 use std::os::fd::AsFd;
 
 use super::exposure::Exposure;
+use super::store::{self, Stored};
 use crate::cli::Hsmd;
 use crate::config::Config;
 use crate::daemon::{Refusal, refuse};
@@ -74,15 +75,28 @@ fn keep(config: &Config, args: &Hsmd) -> Result<ExitCode, Refusal> {
     let signals = SignalFd::with_flags(&set, flags).map_err(|error| failed(&error))?;
     let exposure =
         Exposure::of(config)?.ok_or_else(|| refuse("device", "it is not configured", "add it"))?;
-    let group = PermissionGroup::new().map_err(|error| failed(&error))?;
-    let events = Group::new_notification().map_err(|error| failed(&error))?;
     if let Err(error) = process::set_oom_score(-1000) {
         tracing::warn!(%error, "the kernel may kill the keeper for its memory");
     }
     let wanted = Asked {
         pre_access: config.pre_access,
     };
-    let asked = exposure.expose(&group, wanted)?;
+    let kept = store::take().filter(|_| exposure.is_exposed());
+    let (group, events, asked) = if let Some(Stored { group, events }) = kept {
+        tracing::warn!(
+            "hsmd was killed: the service manager has held the accesses since, and they go on"
+        );
+        let asked = exposure.take_over(&group, wanted)?;
+        (group, events, asked)
+    } else {
+        // What a service manager may have kept is of no use any more.
+        store::drop_all();
+        let group = PermissionGroup::new().map_err(|error| failed(&error))?;
+        let events = Group::new_notification().map_err(|error| failed(&error))?;
+        let asked = exposure.expose(&group, wanted)?;
+        store::keep(&group, &events);
+        (group, events, asked)
+    };
     if wanted != asked {
         tracing::warn!(
             "this kernel or filesystem has no pre-access events (Linux 6.14): a released file that is cut by its path without being opened is recalled only afterwards, see hsm(7)"
@@ -103,6 +117,7 @@ fn keep(config: &Config, args: &Hsmd) -> Result<ExitCode, Refusal> {
     // From here on nothing ends this process before the filesystem is hidden again.
     let code = keeper.watch_over();
     keeper.close();
+    store::drop_all();
     Ok(code)
 }
 

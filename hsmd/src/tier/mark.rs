@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use tierfs::LogId;
-use tierfs::stub::{Stage, StubMark};
+use tierfs::stub::{DiskMark, Stage, StubMark};
 
 use crate::sys::handle::{Handle, handle_of};
 use crate::sys::seek::Content;
@@ -52,6 +52,12 @@ pub fn look(fd: BorrowedFd<'_>, log_id: LogId) -> Result<Marked, Error> {
         return Ok(Marked::Whole);
     }
     Ok(Marked::Suspect(why))
+}
+
+/// The mark of the filesystem whose root directory this is. One that cannot be read is none.
+pub fn of_disk(root: BorrowedFd<'_>) -> Result<Option<DiskMark>, Error> {
+    let value = xattr::read_one(root, STUB_XATTR)?;
+    Ok(value.and_then(|value| DiskMark::from_bytes(&value).ok()))
 }
 
 /// Whether two handles are those of an inode and of its like in another subvolume of btrfs.

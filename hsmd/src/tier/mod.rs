@@ -17,6 +17,7 @@ mod mtime;
 pub mod recall;
 pub mod release;
 pub mod residents;
+mod store;
 pub mod worker;
 
 use std::collections::{HashMap, HashSet};

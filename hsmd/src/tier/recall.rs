@@ -42,6 +42,8 @@ const BROKEN: &str = "recall-broken";
 const STUCK: &str = "recall-stuck";
 /// How long a recall that could not be served rests.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long a file is left to the release that works on it.
+const SOON: Duration = Duration::from_millis(5);
 
 /// What came of a recall.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -368,7 +370,13 @@ impl Recall {
     }
 
     fn serve(&self, handle: &Handle) {
-        let held = self.parts.busy.hold(handle);
+        let Some(held) = self.parts.busy.try_hold(handle) else {
+            // A release has it, with hundreds of others: no thread waits for that.
+            let mut queue = lock(&self.queue);
+            let at = Instant::now() + SOON;
+            queue.later.push((at, 0, 0, handle.clone()));
+            return;
+        };
         let result = self.fill(handle);
         drop(held);
         match result {

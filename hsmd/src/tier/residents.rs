@@ -19,7 +19,7 @@ use crate::shared::{Shared, lock};
 use crate::sys::handle::{Handle, Opened, open_by_handle};
 use crate::sys::mount::PrivateMount;
 use crate::sys::permission::{Asked, PermissionGroup};
-use crate::sys::{self, io};
+use crate::sys::{self, io, space};
 
 /// Stubs read from the list, and added to it, at a time.
 const PAGE: usize = 1000;
@@ -140,6 +140,16 @@ impl Residents {
         Ok(())
     }
 
+    /// Whether the list is known to hold every stub of the disk as it is.
+    pub fn is_complete(
+        &self,
+        residency: &Mutex<Residency>,
+        fs_uuid: &[u8; 16],
+    ) -> Result<bool, ResidentsError> {
+        let mark = mark::of_disk(self.mount.root())?;
+        Ok(lock(residency).is_complete(fs_uuid, mark.as_ref())?)
+    }
+
     /// Gives every stub a mark of its own, and takes the filesystem's away. Where the list is not known
     /// to be complete, every file that the catalog knows is looked at first; the caller makes sure that
     /// it knows all. Gives the stubs whose release or recall was interrupted.
@@ -169,9 +179,12 @@ impl Residents {
         fs_uuid: &[u8; 16],
     ) -> Result<Vec<Handle>, ResidentsError> {
         let mut moving = Vec::new();
-        if !lock(residency).is_complete(fs_uuid)? {
+        if !self.is_complete(residency, fs_uuid)? {
             self.census(shared, residency, catalog, log_id)?;
-            lock(residency).set_complete(fs_uuid)?;
+            let mark = lock(residency).new_generation()?;
+            space::set_mark(self.mount.root(), &mark.to_bytes())?;
+            io::syncfs(self.mount.root())?;
+            lock(residency).set_complete(fs_uuid, &mark)?;
         }
         let count = lock(residency).count()?;
         if count > self.max {
@@ -181,14 +194,14 @@ impl Residents {
             );
             return Ok(moving);
         }
-        let (mut after, mut gone) = (None, Vec::new());
+        let mut after = None;
         loop {
             let page = lock(residency).page(after, PAGE)?;
             for stub in &page {
                 stopping(shared)?;
                 match self.mark(stub, log_id)? {
                     Listed::Moving(handle) => moving.push(handle),
-                    Listed::Gone => gone.push(stub.clone()),
+                    Listed::Gone => lock(residency).note_deleted(stub.clone()),
                     Listed::Stub => {}
                 }
             }
@@ -197,7 +210,6 @@ impl Residents {
                 None => break,
             }
         }
-        lock(residency).remove_deleted(&gone)?;
         let mut mode = lock(&self.mode);
         if self.snapshots {
             tracing::info!(

@@ -247,7 +247,7 @@ impl Tier {
     fn settle(&self) {
         while !self.shared.stopping() {
             // A complete list needs no examination.
-            let complete = lock(&self.residency).is_complete(&self.fs_uuid);
+            let complete = self.residents.is_complete(&self.residency, &self.fs_uuid);
             if complete.unwrap_or(false) || self.all_is_known() {
                 let settled = self.residents.settle(
                     &self.shared,

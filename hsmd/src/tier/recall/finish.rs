@@ -12,6 +12,7 @@ use crate::sys::handle::{Handle, Opened, open_by_handle};
 use crate::sys::stat::stat_of;
 use crate::sys::{Error, flags, io, lease, space};
 use crate::tier::mark::{self, Marked};
+use crate::tier::residents::ResidentsError;
 
 /// Files whose data is made durable one by one; more are synced with the whole filesystem.
 const ONE_BY_ONE: usize = 8;
@@ -50,14 +51,19 @@ impl Recall {
 
     /// Takes files off the list whose marks are gone for good.
     fn forget(&self) {
-        if lock(&self.parts.residency).prepare_to_leave() == 0 {
-            return;
+        if let Err(error) = self.try_forget() {
+            tracing::warn!(%error, "the list of stubs keeps files that are none");
         }
-        let forgotten = io::syncfs(self.parts.mount.root()).is_ok()
-            && lock(&self.parts.residency).leave().is_ok();
-        if !forgotten {
-            tracing::warn!("the list of stubs keeps files that are none");
-        }
+    }
+
+    fn try_forget(&self) -> Result<(), ResidentsError> {
+        let root = self.parts.mount.root();
+        let Some(mark) = lock(&self.parts.residency).prepare_to_leave()? else {
+            return Ok(());
+        };
+        space::set_mark(root, &mark.to_bytes())?;
+        io::syncfs(root)?;
+        Ok(lock(&self.parts.residency).leave()?)
     }
 
     /// Files to finish, each with whether somebody waits for it.
@@ -84,7 +90,7 @@ impl Recall {
             }
             let next = queue.there.iter().map(|(_, due, _)| *due).min();
             let mut patience = next.map_or(Duration::from_mins(1), |due| due - now);
-            if lock(&self.parts.residency).has_unmarked() {
+            if lock(&self.parts.residency).has_leaving() {
                 patience = patience.min(FORGET);
                 if waited {
                     return Some(Vec::new());

@@ -1,0 +1,93 @@
+//! The guard answers everybody, whatever others do.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use hsm_tests::loopfs::Kind;
+use hsm_tests::stubs::{assert_reads, release};
+use hsm_tests::sys;
+use hsm_tests::system::Setup;
+use nix::sys::signal::Signal;
+
+/// Files that nobody can open; more than the guard has readers at first.
+const LEASED: usize = 20;
+/// How long the kernel makes an opener wait for a lease.
+const STALL: Duration = Duration::from_secs(45);
+
+/// Any user can make the guard's reads stall, by leases on files of his own.
+#[test]
+fn leases_of_users_hold_nobody_else_up() {
+    let system = Setup::new(Kind::Ext4)
+        .exposed()
+        .with("stub_marks_max", "0")
+        .start();
+    let stub = system.at("stub");
+    fs::write(&stub, b"released bytes").expect("written");
+    let mut leased = Vec::new();
+    for number in 0..LEASED {
+        let path = system.at(format!("leased{number}"));
+        fs::write(&path, b"").expect("made");
+        leased.push(path);
+    }
+    system.sync_all();
+    release(&system, &stub);
+    let files: Vec<File> = leased
+        .iter()
+        .map(|path| {
+            let mut file = File::options().append(true).open(path).expect("opened");
+            // What is written to is asked about again.
+            file.write_all(b"x").expect("written");
+            let end = Instant::now() + STALL;
+            // The daemon reads it now and then.
+            while let Err(error) = sys::lease(&file) {
+                assert!(Instant::now() < end, "no lease: {error}");
+                thread::sleep(Duration::from_millis(20));
+            }
+            file
+        })
+        .collect();
+    thread::scope(|scope| {
+        for path in &leased {
+            scope.spawn(move || drop(File::open(path).expect("opened in the end")));
+        }
+        thread::sleep(Duration::from_secs(1));
+        let begun = Instant::now();
+        assert_reads(&stub, b"released bytes", "while the guard's reads stall");
+        let waited = begun.elapsed();
+        drop(files);
+        assert!(waited < STALL / 3, "it waited for leases: {waited:?}");
+    });
+}
+
+/// All processes of the daemon are killed at once: the service manager holds the accesses.
+#[test]
+fn a_service_manager_holds_accesses_while_nothing_of_hsmd_is_left() {
+    let mut system = Setup::new(Kind::Xfs).exposed().managed().start();
+    let paths: Vec<_> = (0..4)
+        .map(|number| system.at(format!("file{number}")))
+        .collect();
+    for path in &paths {
+        fs::write(path, b"released bytes").expect("written");
+    }
+    system.sync_all();
+    for path in &paths {
+        release(&system, path);
+    }
+    // Who uses the filesystem goes on using it.
+    let user = File::open(system.root()).expect("the root");
+    for path in &paths {
+        let before = system.processes("guard");
+        system.daemon().signal(Signal::SIGUSR1);
+        while !system.processes("guard").is_empty() && system.processes("guard") == before {
+            thread::sleep(Duration::from_millis(5));
+        }
+        assert_reads(path, b"released bytes", "with nothing of hsmd left");
+        system.wait_until_it_answers();
+    }
+    fs::write(system.at("new"), b"written later").expect("written");
+    system.check("killed under a service manager");
+    drop(user);
+    system.stop();
+}
