@@ -1,7 +1,6 @@
 //! The guard answers everybody, whatever others do.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,31 +18,29 @@ const STALL: Duration = Duration::from_secs(45);
 /// Any user can make the guard's reads stall, by leases on files of his own.
 #[test]
 fn leases_of_users_hold_nobody_else_up() {
-    let system = Setup::new(Kind::Ext4)
-        .exposed()
-        .with("stub_marks_max", "0")
-        .start();
+    let system = Setup::new(Kind::Ext4).exposed().start();
     let stub = system.at("stub");
     fs::write(&stub, b"released bytes").expect("written");
-    let mut leased = Vec::new();
-    for number in 0..LEASED {
-        let path = system.at(format!("leased{number}"));
-        fs::write(&path, b"").expect("made");
-        leased.push(path);
+    let leased: Vec<_> = (0..LEASED)
+        .map(|number| system.at(format!("leased{number}")))
+        .collect();
+    for path in &leased {
+        fs::write(path, b"released, too").expect("written");
     }
     system.sync_all();
-    release(&system, &stub);
+    for path in leased.iter().chain([&stub]) {
+        release(&system, path);
+    }
     let files: Vec<File> = leased
         .iter()
         .map(|path| {
-            let mut file = File::options().append(true).open(path).expect("opened");
-            // What is written to is asked about again.
-            file.write_all(b"x").expect("written");
+            // Recalled; while it is in use it keeps its mark, and whoever opens it is asked about.
+            let file = File::open(path).expect("recalled");
             let end = Instant::now() + STALL;
-            // The daemon reads it now and then.
+            // The daemon looks at it now and then.
             while let Err(error) = sys::lease(&file) {
                 assert!(Instant::now() < end, "no lease: {error}");
-                thread::sleep(Duration::from_millis(20));
+                thread::sleep(Duration::from_millis(5));
             }
             file
         })

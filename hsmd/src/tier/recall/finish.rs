@@ -110,9 +110,10 @@ impl Recall {
             match open_by_handle(root, handle.as_ref(), io::READ) {
                 // Taking the mark away changes the file's change time, and programs that read it (tar)
                 // take that for a change of the file: not before they are done.
-                Ok(Opened::Fd(fd)) if !awaited && is_used(&fd) => {
-                    let at = Instant::now() + IN_USE;
-                    lock(&self.queue).there.push((handle, at, true));
+                Ok(Opened::Fd(fd)) if !awaited && is_used(&fd) => self.rest(handle, true),
+                // A user holds a lease on it.
+                Err(error) if error.errno() == Some(libc::EAGAIN) => {
+                    self.rest(handle, false);
                 }
                 Ok(Opened::Fd(fd)) => open.push(Finishing { handle, fd }),
                 // Deleted meanwhile.
@@ -141,6 +142,12 @@ impl Recall {
                 Err(error) => self.put_off(file.handle, &error),
             }
         }
+    }
+
+    /// It is in use: once more later, or as soon as somebody waits for it.
+    fn rest(&self, handle: Handle, sooner: bool) {
+        let at = Instant::now() + IN_USE;
+        lock(&self.queue).there.push((handle, at, sooner));
     }
 
     /// Gives the files that are durable as they are now.
