@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import rows_daemon
+import rows_tier
 import rows_tree
 from common import Bench, Row, note
 
@@ -25,6 +26,12 @@ ROWS = {
     "scan": rows_daemon.scan,
     "latency": rows_daemon.latency,
     "idle": rows_daemon.idle,
+    "warm": rows_tier.warm,
+    "create": rows_tier.create,
+    "recall": rows_tier.recall,
+    "read": rows_tier.read,
+    "release": rows_tier.release,
+    "start": rows_tier.start,
 }
 BLOCK = re.compile(r"(<!-- bench:begin -->\n).*?(<!-- bench:end -->)", re.DOTALL)
 

@@ -137,6 +137,8 @@ class Daemon:
     home: Path
     mount: Path
     with_volume: bool = True
+    # More of the configuration: what comes before the first section.
+    extra: str = ""
     process: subprocess.Popen | None = field(default=None, repr=False)
 
     @property
@@ -161,7 +163,7 @@ class Daemon:
             self.volume.mkdir()
         (self.home / "catalog").mkdir()
         self.config.write_text(
-            f'mount = "{self.mount}"\n'
+            f'{self.extra}mount = "{self.mount}"\n'
             f'spool = "{self.spool}"\n'
             f'catalog = "{self.home}/catalog/catalog.db"\n'
             f'socket = "{self.home}/hsmd.sock"\n'
@@ -296,9 +298,9 @@ class Bench:
         if name in self.disks:
             self.disks.pop(name).remove()
 
-    def daemon(self, mount: Path, volume: bool) -> Daemon:
+    def daemon(self, mount: Path, volume: bool, extra: str = "") -> Daemon:
         self.stop_daemons()
-        daemon = Daemon(self.binaries, self.work / "hsmd", mount, with_volume=volume)
+        daemon = Daemon(self.binaries, self.work / "hsmd", mount, with_volume=volume, extra=extra)
         daemon.remove()
         daemon.prepare()
         self.daemons.append(daemon)
