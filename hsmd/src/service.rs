@@ -114,19 +114,6 @@ fn from_unix(seconds: u64) -> Option<When> {
     Some(Time { seconds, nanos: 0 }.into())
 }
 
-/// The moment that lies so long back.
-fn before_now(age: Duration) -> When {
-    const SECOND: i128 = 1_000_000_000;
-    let now = Time::now();
-    let now = i128::from(now.seconds) * SECOND + i128::from(now.nanos);
-    let then = now - i128::try_from(age.as_nanos()).unwrap_or(0);
-    Time {
-        seconds: i64::try_from(then.div_euclid(SECOND)).unwrap_or(0),
-        nanos: u32::try_from(then.rem_euclid(SECOND)).unwrap_or(0),
-    }
-    .into()
-}
-
 impl Service {
     /// Answers for a daemon on the filesystem of `report`.
     pub fn new(parts: ServiceParts, report: &Report) -> Self {
@@ -420,7 +407,7 @@ impl Core for Service {
             reader?.queries().txn(lsn).ok()?.map(|row| When(row.time))
         };
         let lacks_since = |pool: &PoolView| {
-            let changed = self.shared.age_beyond(pool.copied_lsn).map(before_now);
+            let changed = self.shared.age_beyond(pool.copied_lsn).map(When::ago);
             let logged = time_of(pool.copied_lsn + 1);
             changed.into_iter().chain(logged).min()
         };
@@ -572,7 +559,7 @@ impl Core for Service {
             .waiting(&Key::Inode(handle))
             .map(|hint| hint.since)?;
         Some(Pending {
-            since: before_now(since.elapsed()),
+            since: When::ago(since.elapsed()),
             why: "it was changed and waits to be examined".to_owned(),
         })
     }

@@ -14,11 +14,12 @@ use super::methods::{
     VolumeParameters,
 };
 use super::model::{
-    CatalogDigest, Content, DirectoryUsage, Event, Explanation, FileState, Found, Moved, Piece,
-    PinsDone, PolicyRun, PoolVolume, Status, SyncDone, SyncRequest, Transaction, VerifyDone,
-    VerifyProgress, Versions,
+    CancelDone, CatalogDigest, Content, DirectoryUsage, Event, Explanation, FileState, Found,
+    Moved, Piece, PinsDone, PolicyRun, PoolVolume, QueueList, Status, SyncDone, SyncRequest,
+    Transaction, VerifyDone, VerifyProgress, Versions,
 };
 use super::policies::{PinParameters, RunParameters};
+use super::queue::CancelParameters;
 use super::search::{FindParameters, UsageParameters};
 use super::tier::MoveParameters;
 use super::varlink::{self, INTERFACE, REPLY_BYTES_MAX, Reply, Request};
@@ -286,6 +287,20 @@ impl Client {
     /// Recalls files; says what became of each. For as long as it takes.
     pub fn recall(&mut self, asked: &MoveParameters) -> Result<Vec<Moved>, ClientError> {
         self.moved(Method::Recall, asked)
+    }
+
+    /// What recall has to do.
+    pub fn queue(&mut self) -> Result<QueueList, ClientError> {
+        // Of many files the catalog is asked one by one.
+        self.send(Method::ListRecalls, &(), false)?;
+        let (mut value, _) = self.receive(None)?;
+        let queue = value["queue"].take();
+        self.read_value(queue)
+    }
+
+    /// Cancels recalls.
+    pub fn cancel(&mut self, asked: &CancelParameters) -> Result<CancelDone, ClientError> {
+        self.ask(Method::CancelRecalls, asked, "done")
     }
 
     fn moved(&mut self, method: Method, asked: &MoveParameters) -> Result<Vec<Moved>, ClientError> {

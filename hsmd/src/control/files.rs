@@ -20,9 +20,6 @@ use super::{Core, CoreError};
 use crate::sys::handle::Handle;
 use crate::tier::worker::Residency;
 
-/// Extents asked for at a time.
-const EXTENTS_AT_ONCE: usize = 4096;
-
 /// The state of a path; with the rights of `asker`, where that is given.
 pub(super) fn state(
     core: &dyn Core,
@@ -185,19 +182,9 @@ fn segments_of(
             segments.insert(txn.place.segment);
         }
     }
-    let mut from = 0;
-    loop {
-        let extents = queries.extents(inode.file, from, EXTENTS_AT_ONCE)?;
-        for extent in &extents {
-            if let Some(place) = queries.data(extent.data)? {
-                segments.insert(place.segment);
-            }
-        }
-        match extents.last() {
-            Some(last) if extents.len() == EXTENTS_AT_ONCE => from = last.range.end(),
-            _ => return Ok(segments),
-        }
-    }
+    let content = queries.segments_of(inode.file)?;
+    segments.extend(content.iter().filter_map(|needed| needed.segment));
+    Ok(segments)
 }
 
 /// What the volumes have of these segments.

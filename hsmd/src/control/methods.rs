@@ -19,11 +19,12 @@ use tokio::sync::mpsc;
 use super::model::{CatalogDigest, SyncRequest, VerifyDone, VerifyProgress};
 use super::path::PathText;
 use super::peer::{Peer, Rights};
+use super::queue::CancelParameters;
 use super::server::Connection;
 use super::tier::{self, MoveParameters};
 use super::varlink::{self, Failure, INTERFACE, Reply, Request, SERVICE};
 use super::when::When;
-use super::{Core, CoreError, content, files, log, policies, search, volumes};
+use super::{Core, CoreError, content, files, log, policies, queue, search, volumes};
 
 /// Events between the daemon's thread and a client's socket.
 const EVENTS_BUFFERED: usize = 64;
@@ -54,12 +55,14 @@ pub enum Method {
     Subscribe,
     Release,
     Recall,
+    ListRecalls,
+    CancelRecalls,
     Stop,
 }
 
 impl Method {
     /// All of them with their names.
-    pub const ALL: [(&'static str, Self); 19] = [
+    pub const ALL: [(&'static str, Self); 21] = [
         ("GetStatus", Self::GetStatus),
         ("GetFileState", Self::GetFileState),
         ("Sync", Self::Sync),
@@ -78,6 +81,8 @@ impl Method {
         ("Subscribe", Self::Subscribe),
         ("Release", Self::Release),
         ("Recall", Self::Recall),
+        ("ListRecalls", Self::ListRecalls),
+        ("CancelRecalls", Self::CancelRecalls),
         ("Stop", Self::Stop),
     ];
 
@@ -90,7 +95,10 @@ impl Method {
 
     /// Whether peers without full rights may call it, about what they may read.
     fn open_to_others(self) -> bool {
-        matches!(self, Self::GetFileState | Self::Recall)
+        matches!(
+            self,
+            Self::GetFileState | Self::Recall | Self::ListRecalls | Self::CancelRecalls
+        )
     }
 }
 
@@ -196,12 +204,17 @@ impl Session {
         }
     }
 
+    /// The peer, where it may not ask everything.
+    fn asker(&self) -> Option<Peer> {
+        (self.rights == Rights::OwnFiles).then(|| self.peer.clone())
+    }
+
     fn allow(&self, method: Method, name: &str) -> Result<(), Failure> {
         if self.rights == Rights::All || method.open_to_others() {
             return Ok(());
         }
         Err(Failure::PermissionDenied(format!(
-            "user {} may not call {name}, only ask for the state of files that they may read, and recall them: run tierctl as root or as a member of the configuration's control_group",
+            "user {} may not call {name}, only ask for the state of files that they may read, recall them, and cancel that: run tierctl as root or as a member of the configuration's control_group",
             self.peer.uid
         )))
     }
@@ -306,7 +319,7 @@ async fn short(session: &mut Session, method: Method, request: &Request) -> Resu
         Method::GetStatus => blocking(move || value("status", &core.status())).await,
         Method::GetFileState => {
             let asked: PathParameters = varlink::parameters(request)?;
-            let asker = (session.rights == Rights::OwnFiles).then(|| session.peer.clone());
+            let asker = session.asker();
             blocking(move || value("state", &files::state(&*core, &asked, asker.as_ref())?)).await
         }
         Method::ListVersions => {
@@ -327,8 +340,21 @@ async fn short(session: &mut Session, method: Method, request: &Request) -> Resu
         }
         Method::Recall => {
             let asked: MoveParameters = varlink::parameters(request)?;
-            let asker = (session.rights == Rights::OwnFiles).then(|| session.peer.clone());
+            let asker = session.asker();
             blocking(move || value("results", &tier::recall(&*core, &asked, asker.as_ref())?)).await
+        }
+        Method::ListRecalls => {
+            let asker = session.asker();
+            blocking(move || value("queue", &queue::list(&*core, asker.as_ref())?)).await
+        }
+        Method::CancelRecalls => {
+            let asked: CancelParameters = varlink::parameters(request)?;
+            let (asker, by) = (session.asker(), session.peer.uid);
+            blocking(move || {
+                let done = queue::cancel(&*core, &asked, asker.as_ref(), by)?;
+                value("done", &done)
+            })
+            .await
         }
         Method::ListVolumes => blocking(move || value("volumes", &volumes::list(&*core))).await,
         Method::GetCatalogDigest => {

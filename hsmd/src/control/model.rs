@@ -13,11 +13,14 @@ use super::path::PathText;
 use super::when::When;
 
 mod policy;
+mod queue;
 
 pub use policy::{
     Clause, ColumnValue, DirectoryUsage, Explanation, Found, FoundFile, MaybePath, PathFailure,
     PinsDone, PolicyFile, PolicyRun, RuleDone, RuleExplained,
 };
+
+pub use queue::{CancelDone, Needs, QueueList, QueueStage, QueueWaiter, QueuedFile, VolumeNeed};
 
 /// Everything that `tierctl status` shows.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -593,6 +596,8 @@ pub enum MovedWord {
     Refused,
     /// It was tried and failed.
     Failed,
+    /// Its recall was cancelled.
+    Cancelled,
 }
 
 /// What a volume holds of a file's newest version.

@@ -33,7 +33,7 @@ pub struct MoveParameters {
     pub dry_run: bool,
 }
 
-fn located(
+pub(super) fn located(
     core: &dyn Core,
     path: &PathText,
     asker: Option<&Peer>,
@@ -53,8 +53,8 @@ fn moved(path: &PathText, word: MovedWord, bytes: u64, why: Option<String>) -> M
     }
 }
 
-fn check(asked: &MoveParameters) -> Result<(), Failure> {
-    if asked.paths.len() > PATHS_MAX {
+pub(super) fn check_paths(paths: &[PathText]) -> Result<(), Failure> {
+    if paths.len() > PATHS_MAX {
         return Err(Failure::InvalidParameter {
             parameter: "paths".to_owned(),
             why: format!("give at most {PATHS_MAX} paths at a time"),
@@ -65,7 +65,7 @@ fn check(asked: &MoveParameters) -> Result<(), Failure> {
 
 /// Releases files.
 pub(super) fn release(core: &dyn Core, asked: &MoveParameters) -> Result<Vec<Moved>, Failure> {
-    check(asked)?;
+    check_paths(&asked.paths)?;
     let tier = core.tier()?;
     let (mut results, mut wanted) = (Vec::new(), Vec::new());
     for path in &asked.paths {
@@ -128,7 +128,7 @@ pub(super) fn recall(
     asked: &MoveParameters,
     asker: Option<&Peer>,
 ) -> Result<Vec<Moved>, Failure> {
-    check(asked)?;
+    check_paths(&asked.paths)?;
     let tier = core.tier()?;
     let uid = asker.map_or(0, |peer| peer.uid);
     let (mut results, mut queued) = (Vec::new(), 0);
@@ -159,6 +159,9 @@ pub(super) fn recall(
         results.push(match outcome {
             Outcome::Whole { bytes } => moved(&path, MovedWord::Recalled, bytes, None),
             Outcome::Failed(_, why) => moved(&path, MovedWord::Failed, 0, Some(why)),
+            outcome @ Outcome::Cancelled(_) => {
+                moved(&path, MovedWord::Cancelled, 0, Some(outcome.to_string()))
+            }
         });
     }
     Ok(results)

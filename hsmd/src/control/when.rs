@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::de::Error as _;
@@ -16,6 +17,18 @@ impl When {
     /// The wall clock.
     pub fn now() -> Self {
         Self(Time::now())
+    }
+
+    /// A moment that lies so long before now.
+    pub fn ago(span: Duration) -> Self {
+        const SECOND: i128 = 1_000_000_000;
+        let now = Time::now();
+        let now = i128::from(now.seconds) * SECOND + i128::from(now.nanos);
+        let then = now - i128::try_from(span.as_nanos()).unwrap_or(0);
+        Self(Time {
+            seconds: i64::try_from(then.div_euclid(SECOND)).unwrap_or(0),
+            nanos: u32::try_from(then.rem_euclid(SECOND)).unwrap_or(0),
+        })
     }
 
     /// Milliseconds from this time to `later`, 0 where that lies before.

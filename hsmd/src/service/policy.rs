@@ -149,8 +149,8 @@ impl Service {
         drop(tell);
         loop {
             match told.recv_timeout(TICK) {
-                Ok((file, Outcome::Failed(_, why))) => failed.push((file, why)),
                 Ok((_, Outcome::Whole { .. })) => {}
+                Ok((file, outcome)) => failed.push((file, outcome.to_string())),
                 Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(failed),
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     if cancelled.load(Ordering::Relaxed) {

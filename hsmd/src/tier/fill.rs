@@ -9,6 +9,7 @@ use tierfs::catalog::{self, ExtentRow, Reader};
 use tierfs::stub::{Stage, StubMark};
 
 use super::mtime::Mtime;
+use super::recall::Filling;
 use crate::capture::facts::time_of;
 use crate::fetch::{FetchError, Fetcher};
 use crate::sys::seek::{self, Content};
@@ -41,6 +42,9 @@ pub enum FillError {
     /// What is in it is not what was logged.
     #[error("{0}")]
     Suspect(String),
+    /// Nobody wants it any more.
+    #[error("the recall was cancelled")]
+    Cancelled,
 }
 
 impl FillError {
@@ -74,6 +78,8 @@ pub struct Filler<'f> {
     pub fetcher: &'f Fetcher,
     /// Says what they are.
     pub catalog: &'f Path,
+    /// Hears how far it is, and says when to stop.
+    pub filling: &'f Filling,
 }
 
 impl Filler<'_> {
@@ -163,6 +169,7 @@ impl Filler<'_> {
             holes: seek::ranges(fd, end).peekable(),
             mtime,
             written: 0,
+            filling: self.filling,
         };
         if end < APART_FROM {
             for_each_extent(&reader, mark, end, |extent| {
@@ -177,9 +184,9 @@ impl Filler<'_> {
                 for_each_extent(&reader, mark, end, |extent| {
                     let bytes = self.fetch(&reader, mark, extent)?;
                     let bytes = clip(&bytes, extent, end).to_vec();
-                    // Nobody takes it where writing has failed.
-                    let _ = out.send((extent.range.offset, bytes));
-                    Ok(())
+                    // Nobody takes it where writing has failed, which says why.
+                    let sent = out.send((extent.range.offset, bytes));
+                    sent.map_err(|_| FillError::Cancelled)
                 })
             });
             let wrote = write_all(&mut writer, chunks);
@@ -197,6 +204,9 @@ impl Filler<'_> {
         mark: &StubMark,
         extent: &ExtentRow,
     ) -> Result<Vec<u8>, FillError> {
+        if self.filling.stops() {
+            return Err(FillError::Cancelled);
+        }
         Ok(self.fetcher.extent(reader.queries(), mark.file, extent)?)
     }
 }
@@ -287,10 +297,14 @@ struct HoleWriter<'f, 'm> {
     holes: Peekable<seek::Ranges<'f>>,
     mtime: &'m mut Mtime,
     written: u64,
+    filling: &'f Filling,
 }
 
 impl HoleWriter<'_, '_> {
     fn write(&mut self, mut offset: u64, mut bytes: &[u8]) -> Result<(), FillError> {
+        if self.filling.stops() {
+            return Err(FillError::Cancelled);
+        }
         while !bytes.is_empty() {
             let Some(range) = self.range_at(offset)? else {
                 return Ok(());
@@ -302,6 +316,7 @@ impl HoleWriter<'_, '_> {
                     let fd = self.fd;
                     self.mtime.over(fd, || space::write_at(fd, part, offset))?;
                     self.written += part.len() as u64;
+                    self.filling.note(self.written);
                 }
                 Content::Data => self.compare(part, offset)?,
             }

@@ -10,8 +10,9 @@
 //! The queue is fair between users, and in the order of the log within a user's files.
 
 mod finish;
+mod queue;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex};
@@ -22,6 +23,8 @@ use tierfs::record::Bits;
 use tierfs::residency::Residency;
 use tierfs::stub::Stage;
 
+pub use self::queue::{Cancelled, Filling, Queued, Reached, Waits};
+use self::queue::{Queue, State, There, Waiter};
 use super::fill::{FillError, Filler};
 use super::mark::{self, Marked};
 use super::residents::Residents;
@@ -55,94 +58,20 @@ pub enum Outcome {
     },
     /// It is a stub still; what a program hears, and why.
     Failed(i32, String),
+    /// It is a stub still, because this user wanted that.
+    Cancelled(u32),
 }
 
-/// Who waits.
-enum Waiter {
-    /// A program, by the guard's number.
-    Access {
-        id: u64,
-        attempt: Attempt,
-        since: Instant,
-    },
-    /// Somebody who asked for the recall, and is told when the file is durable.
-    Asked {
-        tell: Box<dyn FnOnce(Outcome) + Send>,
-        since: Instant,
-    },
-}
-
-impl Waiter {
-    fn since(&self) -> Instant {
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Access { since, .. } | Self::Asked { since, .. } => *since,
+            Self::Whole { bytes } => write!(f, "{bytes} bytes came from the log"),
+            Self::Failed(_, why) => f.write_str(why),
+            Self::Cancelled(by) => write!(
+                f,
+                "the recall was cancelled by user {by}; the file is released as before, ask again when you want it"
+            ),
         }
-    }
-}
-
-enum State {
-    /// Its bytes are to come.
-    Wanted(Vec<Waiter>),
-    /// Its bytes are there; these wait for the mark to go.
-    There { there: There, waiters: Vec<Waiter> },
-}
-
-/// A file whose bytes are there.
-#[derive(Clone, Copy)]
-struct There {
-    /// Bytes that came from the log.
-    bytes: u64,
-    /// Flags of it are off until it is finished.
-    sealed: bool,
-    /// It was found durable: it may have been changed since, after a mark that a loss of power brought back.
-    news: bool,
-}
-
-#[derive(Default)]
-struct Queue {
-    states: HashMap<Handle, State>,
-    /// By user, then by the version's transaction, which is the order of the log, then by arrival.
-    todo: BTreeMap<u32, BTreeMap<(u64, u64), Handle>>,
-    /// Whose turn was last, and how far it was.
-    last: (u32, (u64, u64)),
-    /// What could not be served, and when it is tried again.
-    later: Vec<(Instant, u32, u64, Handle)>,
-    /// Each with when it is to be finished, and whether that can be sooner where somebody waits.
-    there: Vec<(Handle, Instant, bool)>,
-    arrivals: u64,
-    closed: bool,
-}
-
-impl Queue {
-    fn push(&mut self, uid: u32, place: u64, handle: Handle) {
-        self.arrivals += 1;
-        let key = (place, self.arrivals);
-        self.todo.entry(uid).or_default().insert(key, handle);
-    }
-
-    /// The next user's next file on the way through the log.
-    fn pop(&mut self) -> Option<Handle> {
-        let now = Instant::now();
-        let due: Vec<_> = self.later.extract_if(.., |(at, ..)| *at <= now).collect();
-        for (_, uid, place, handle) in due {
-            self.push(uid, place, handle);
-        }
-        let (user, at) = self.last;
-        let after = self.todo.range(user.saturating_add(1)..).next();
-        let uid = *after.or_else(|| self.todo.iter().next())?.0;
-        let files = self.todo.get_mut(&uid)?;
-        let next = files.range(at..).next().or_else(|| files.iter().next());
-        let key = *next?.0;
-        let handle = files.remove(&key);
-        if files.is_empty() {
-            self.todo.remove(&uid);
-        }
-        self.last = (uid, key);
-        handle
-    }
-
-    fn next_later(&self) -> Option<Instant> {
-        self.later.iter().map(|(at, ..)| *at).min()
     }
 }
 
@@ -220,10 +149,11 @@ impl Recall {
         let Handed {
             id,
             attempt,
+            pid,
             uid,
             fd,
-            ..
         } = handed;
+        let who = (pid, uid);
         let handle = match handle_of(fd.as_fd()) {
             Ok(handle) => handle,
             Err(error) => {
@@ -243,6 +173,7 @@ impl Recall {
             waiters.push(Waiter::Access {
                 id,
                 attempt,
+                who,
                 since: Instant::now(),
             });
             drop(fd);
@@ -257,6 +188,7 @@ impl Recall {
         let waiter = Waiter::Access {
             id,
             attempt,
+            who,
             since: Instant::now(),
         };
         self.want(queue, handle, uid, place, waiter);
@@ -272,6 +204,7 @@ impl Recall {
     ) {
         let waiter = Waiter::Asked {
             tell: Box::new(tell),
+            uid,
             since: Instant::now(),
         };
         let mut queue = lock(&self.queue);
@@ -338,19 +271,19 @@ impl Recall {
 
     /// A recall thread's body: until [`Self::close`].
     pub fn work(&self) {
-        while let Some(handle) = self.next() {
-            self.serve(&handle);
+        while let Some((handle, filling)) = self.next() {
+            self.serve(&handle, &filling);
         }
     }
 
-    fn next(&self) -> Option<Handle> {
+    fn next(&self) -> Option<(Handle, Arc<Filling>)> {
         let mut queue = lock(&self.queue);
         loop {
             if queue.closed {
                 return None;
             }
-            if let Some(handle) = queue.pop() {
-                return Some(handle);
+            if let Some(next) = queue.pop() {
+                return Some(next);
             }
             let patience = queue.next_later().map_or(Duration::from_mins(1), |at| {
                 at.saturating_duration_since(Instant::now())
@@ -369,15 +302,12 @@ impl Recall {
         self.finish.notify_all();
     }
 
-    fn serve(&self, handle: &Handle) {
+    fn serve(&self, handle: &Handle, filling: &Filling) {
         let Some(held) = self.parts.busy.try_hold(handle) else {
             // A release has it, with hundreds of others: no thread waits for that.
-            let mut queue = lock(&self.queue);
-            let at = Instant::now() + SOON;
-            queue.later.push((at, 0, 0, handle.clone()));
-            return;
+            return self.leave(handle, filling, Instant::now() + SOON);
         };
-        let result = self.fill(handle);
+        let result = self.fill(handle, filling);
         drop(held);
         match result {
             Ok(Some(there)) => self.is_there(handle, there),
@@ -385,12 +315,22 @@ impl Recall {
                 self.is_well(handle);
                 self.is_whole(handle, 0);
             }
-            Err(error) => self.failed(handle, &error),
+            // Whatever else went wrong: nobody waits for it any more.
+            Err(_) if filling.stops() => self.stopped(handle),
+            Err(error) => {
+                self.failed(handle, &error);
+                if filling.stops() {
+                    self.is_well(handle);
+                }
+            }
         }
     }
 
     /// Fills the file; `None`: it is whole, or gone.
-    fn fill(&self, handle: &Handle) -> Result<Option<There>, FillError> {
+    fn fill(&self, handle: &Handle, filling: &Filling) -> Result<Option<There>, FillError> {
+        if filling.stops() {
+            return Err(FillError::Cancelled);
+        }
         let root = self.parts.mount.root();
         let Opened::Fd(held) = open_by_handle(root, handle.as_ref(), io::READ)? else {
             return Ok(None);
@@ -403,6 +343,7 @@ impl Recall {
         let filler = Filler {
             fetcher: &self.parts.fetcher,
             catalog: &self.parts.catalog,
+            filling,
         };
         let there = There {
             bytes: 0,
@@ -453,7 +394,7 @@ impl Recall {
 
     fn is_there(&self, handle: &Handle, there: There) {
         let mut queue = lock(&self.queue);
-        let Some(State::Wanted(waiters)) = queue.states.remove(handle) else {
+        let Some(State::Wanted(waiters)) = queue.remove(handle) else {
             return;
         };
         let (mut go_on, mut stay) = (Vec::new(), Vec::new());
@@ -483,7 +424,7 @@ impl Recall {
     }
 
     fn is_whole(&self, handle: &Handle, bytes: u64) {
-        let state = lock(&self.queue).states.remove(handle);
+        let state = lock(&self.queue).remove(handle);
         let waiters = match state {
             Some(State::Wanted(waiters) | State::There { waiters, .. }) => waiters,
             None => Vec::new(),
@@ -501,7 +442,7 @@ impl Recall {
         let again = error.may_pass();
         self.tell_failure(handle, error);
         let mut queue = lock(&self.queue);
-        let Some(State::Wanted(waiters)) = queue.states.remove(handle) else {
+        let Some(State::Wanted(waiters)) = queue.remove(handle) else {
             return;
         };
         let (mut over, mut stay) = (Vec::new(), Vec::new());
@@ -530,7 +471,7 @@ impl Recall {
         let away = error.may_pass();
         let why = format!("{}: {error}", self.name_of(handle));
         let mut failing = lock(&self.failing);
-        failing.insert(handle.clone(), (away, why.clone()));
+        failing.insert(handle.clone(), (away, error.to_string()));
         let count = failing.values().filter(|(other, _)| *other == away).count();
         drop(failing);
         if away {

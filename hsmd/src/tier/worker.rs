@@ -1,5 +1,6 @@
 //! Release and recall inside the daemon: the threads, and what the rest of the daemon asks of them.
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +12,7 @@ use tierfs::residency::{self, Residency as StubList};
 use tierfs::{FileId, LogId};
 
 use super::mark::{self, Marked};
-use super::recall::{self, Outcome, Recall};
+use super::recall::{self, Outcome, Queued, Recall};
 use super::release::{self, Refused, Release, Released};
 use super::residents::{Residents, ResidentsError};
 use super::{Busy, Vouched};
@@ -330,6 +331,26 @@ impl Tier {
         self.recall.ask(handle, uid, place, tell);
     }
 
+    /// What recall has to do; of one user only what he waits for.
+    pub fn queued(&self, uid: Option<u32>) -> Vec<Queued> {
+        self.recall.list(uid)
+    }
+
+    /// Cancels recalls, see [`Recall::cancel`].
+    pub fn cancel(
+        &self,
+        files: Option<&HashSet<Handle>>,
+        uid: Option<u32>,
+        by: u32,
+    ) -> recall::Cancelled {
+        self.recall.cancel(files, uid, by)
+    }
+
+    /// Bytes that are there of those of these files that are being filled now.
+    pub fn filled(&self, files: &HashSet<Handle>) -> u64 {
+        self.recall.filled(files)
+    }
+
     /// Whether a file that has this change time is known to be as it was logged.
     pub fn vouches(&self, handle: &Handle, ctime: crate::sys::stat::Time) -> bool {
         self.vouched.knows(handle, ctime)
@@ -383,7 +404,8 @@ impl Tier {
         let (shared, key) = (self.shared.clone(), Key::Inode(handle.clone()));
         self.recall.ask(handle, 0, 0, move |outcome| match outcome {
             Outcome::Whole { .. } => shared.note([(key, Look::Content, Beside::Nothing)]),
-            Outcome::Failed(_, why) => {
+            Outcome::Failed(..) | Outcome::Cancelled(_) => {
+                let why = outcome.to_string();
                 tracing::warn!(why, "a stub that differs from the log cannot be recalled");
             }
         });

@@ -55,6 +55,9 @@ pub enum Command {
     Recall(Files),
     /// Make sure that files are on every copy
     Migrate(Files),
+    /// What recall has to do: who waits for which file, and which volumes that needs
+    #[command(subcommand)]
+    Queue(QueueCommand),
     /// Wait until everything that was changed before is safe
     Sync {
         /// How safe: in the spool, or on the volumes of every pool too
@@ -134,6 +137,25 @@ pub struct Files {
     /// Only say what would be done
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// The queue of recalls.
+#[derive(Debug, Subcommand)]
+pub enum QueueCommand {
+    /// Files that are wanted, who waits for them, the volumes that they need, and what went wrong
+    List,
+    /// Do not fetch files: who waits for one gets an error at once, and it stays released
+    Cancel {
+        /// Released files on the watched filesystem
+        #[arg(value_name = "PATH", value_hint = ValueHint::FilePath, required_unless_present_any = ["all", "user"], conflicts_with = "all")]
+        paths: Vec<PathBuf>,
+        /// All files
+        #[arg(long)]
+        all: bool,
+        /// Only what this user (a name or a number) waits for; of all files, if none is named
+        #[arg(long, value_name = "USER", value_hint = ValueHint::Username)]
+        user: Option<String>,
+    },
 }
 
 /// How safe.

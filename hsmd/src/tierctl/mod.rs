@@ -10,8 +10,10 @@ mod events;
 mod find;
 pub mod format;
 mod history;
+mod needs;
 mod pin;
 mod policy;
+mod queue;
 mod state;
 pub mod status;
 mod tier;
@@ -22,7 +24,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::CommandFactory;
 
-use args::{Args, CatalogCommand, Command, LogCommand, PolicyCommand, SyncTo, VolumeCommand};
+use args::{
+    Args, CatalogCommand, Command, LogCommand, PolicyCommand, QueueCommand, SyncTo, VolumeCommand,
+};
 
 use crate::cli::{self, Manual};
 use crate::config::{Config, DEFAULT_PATH};
@@ -49,6 +53,12 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         Command::Release(files) => tier::release(args, files),
         Command::Recall(files) => tier::recall(args, files),
         Command::Migrate(files) => tier::migrate(args, files),
+        Command::Queue(QueueCommand::List) => queue::list(args),
+        Command::Queue(QueueCommand::Cancel {
+            paths,
+            all: _,
+            user,
+        }) => queue::cancel(args, paths, user.as_deref()),
         Command::Sync { to, sweep } => sync(args, *to, *sweep),
         Command::Find { expression, null } => find::run(args, expression, *null),
         Command::Du {

@@ -120,7 +120,7 @@ fn note(args: &Args, report: &mut Report, result: Moved) {
             report.bytes += result.bytes;
         }
         MovedWord::Already | MovedWord::Nothing => {}
-        MovedWord::Refused | MovedWord::Failed => {
+        MovedWord::Refused | MovedWord::Failed | MovedWord::Cancelled => {
             if !args.json {
                 let why = result.why.as_deref().unwrap_or("it failed");
                 output::note(

@@ -255,6 +255,12 @@ fn samples() -> Vec<(&'static str, BTreeSet<String>)> {
         ),
         ("Event", event_keys()),
         ("Path", keys(&PathText::of(b"/\xff"))),
+        ("QueueList", keys(&QueueList::default())),
+        ("QueuedFile", keys(&queued_file())),
+        ("QueueWaiter", keys(&queued_file().waiters[0])),
+        ("Needs", keys(&Needs::default())),
+        ("VolumeNeed", keys(&queued_file().needs.volumes[0])),
+        ("CancelDone", keys(&CancelDone::default())),
         ("FoundFile", keys(&found_file())),
         (
             "DirectoryUsage",
@@ -334,6 +340,38 @@ fn samples() -> Vec<(&'static str, BTreeSet<String>)> {
             }),
         ),
     ]
+}
+
+fn queued_file() -> QueuedFile {
+    QueuedFile {
+        path: Some(PathText::of(b"/\xff")).into(),
+        file: None,
+        size: None,
+        stage: QueueStage::Wanted,
+        filled: 0,
+        since: None,
+        programs: 0,
+        requests: 0,
+        waiters: vec![QueueWaiter {
+            uid: 0,
+            program: true,
+            pid: None,
+            since: at(0),
+        }],
+        needs: Needs {
+            volumes: vec![VolumeNeed {
+                pool: String::new(),
+                volume: String::new(),
+                path: None,
+                present: false,
+                files: 0,
+                bytes: 0,
+                segments: vec![],
+            }],
+            ..Needs::default()
+        },
+        error: None,
+    }
 }
 
 fn found_file() -> FoundFile {

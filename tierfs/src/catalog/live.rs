@@ -72,6 +72,24 @@ impl<'c> Queries<'c> {
         }
         Ok(Live { queries: self })
     }
+
+    /// The same of one file's content as it is now: the segments that hold it, and how much of it.
+    pub fn segments_of(self, file: FileId) -> Result<Vec<LiveSegment>, Error> {
+        self.list(
+            "SELECT d.segment, count(*), sum(e.len) FROM extent e LEFT JOIN data d ON d.id = e.data
+             WHERE e.file = ?1 GROUP BY d.segment ORDER BY d.segment",
+            [file],
+            live_segment,
+        )
+    }
+}
+
+fn live_segment(row: &rusqlite::Row<'_>) -> rusqlite::Result<LiveSegment> {
+    Ok(LiveSegment {
+        segment: row.get(0)?,
+        rows: int(row, 1)?,
+        bytes: int(row, 2)?,
+    })
 }
 
 /// The answer of [`Queries::live`].
@@ -87,13 +105,7 @@ impl<'c> Live<'c> {
         self.queries.list(
             "SELECT segment, last - first + 1, bytes FROM temp.live_segment ORDER BY segment",
             [],
-            |row| {
-                Ok(LiveSegment {
-                    segment: row.get(0)?,
-                    rows: int(row, 1)?,
-                    bytes: int(row, 2)?,
-                })
-            },
+            live_segment,
         )
     }
 

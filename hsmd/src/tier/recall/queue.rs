@@ -1,0 +1,357 @@
+//! The queue of recalls: in which order files are served, who waits for them, and how that is called off.
+//!
+//! Who cancels is answered at once: whoever waits gets his error, whatever a recall thread is at. A fill
+//! that is under way hears of it between two chunks ([`Filling`]), and leaves a file that was empty empty.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::{Outcome, Recall};
+use crate::shared::lock;
+use crate::sys::handle::Handle;
+use crate::sys::permission::{Answer, Attempt};
+
+/// What a program hears whose recall is cancelled. Not EAGAIN: programs and NFS servers that try again at
+/// that would put the file into the queue again.
+pub const CANCELLED: i32 = libc::EIO;
+
+/// Who waits.
+pub(super) enum Waiter {
+    /// A program, by the guard's number.
+    Access {
+        id: u64,
+        attempt: Attempt,
+        /// Its process, 0 where it is of another namespace, and its user.
+        who: (i32, u32),
+        since: Instant,
+    },
+    /// Somebody who asked for the recall, and is told when the file is durable.
+    Asked {
+        tell: Box<dyn FnOnce(Outcome) + Send>,
+        uid: u32,
+        since: Instant,
+    },
+}
+
+impl Waiter {
+    pub(super) fn since(&self) -> Instant {
+        match self {
+            Self::Access { since, .. } | Self::Asked { since, .. } => *since,
+        }
+    }
+
+    fn uid(&self) -> u32 {
+        match self {
+            Self::Access { who: (_, uid), .. } | Self::Asked { uid, .. } => *uid,
+        }
+    }
+
+    fn seen(&self) -> Waits {
+        match self {
+            Self::Access { who, since, .. } => Waits {
+                uid: who.1,
+                program: true,
+                pid: Some(who.0).filter(|pid| *pid > 0),
+                since: since.elapsed(),
+            },
+            Self::Asked { uid, since, .. } => Waits {
+                uid: *uid,
+                program: false,
+                pid: None,
+                since: since.elapsed(),
+            },
+        }
+    }
+}
+
+pub(super) enum State {
+    /// Its bytes are to come.
+    Wanted(Vec<Waiter>),
+    /// Its bytes are there; these wait for the mark to go.
+    There { there: There, waiters: Vec<Waiter> },
+}
+
+/// A file whose bytes are there.
+#[derive(Clone, Copy)]
+pub(super) struct There {
+    /// Bytes that came from the log.
+    pub(super) bytes: u64,
+    /// Flags of it are off until it is finished.
+    pub(super) sealed: bool,
+    /// It was found durable: it may have been changed since, after a mark that a loss of power brought back.
+    pub(super) news: bool,
+}
+
+/// A fill that is under way, for those who look at it, and to stop it.
+#[derive(Debug, Default)]
+pub struct Filling {
+    stop: AtomicBool,
+    written: AtomicU64,
+}
+
+impl Filling {
+    /// Asks it to stop.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is to stop.
+    pub fn stops(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// So many bytes are written.
+    pub fn note(&self, written: u64) {
+        self.written.store(written, Ordering::Relaxed);
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Queue {
+    pub(super) states: HashMap<Handle, State>,
+    /// By user, then by the version's transaction, which is the order of the log, then by arrival.
+    todo: BTreeMap<u32, BTreeMap<(u64, u64), Handle>>,
+    /// Whose turn was last, and how far it was.
+    last: (u32, (u64, u64)),
+    /// What could not be served, and when it is tried again.
+    pub(super) later: Vec<(Instant, u32, u64, Handle)>,
+    /// What threads work on. A wanted file is in exactly one of `todo`, `later` and this.
+    pub(super) filling: HashMap<Handle, Arc<Filling>>,
+    /// Each with when it is to be finished, and whether that can be sooner where somebody waits.
+    pub(super) there: Vec<(Handle, Instant, bool)>,
+    arrivals: u64,
+    pub(super) closed: bool,
+}
+
+impl Queue {
+    pub(super) fn push(&mut self, uid: u32, place: u64, handle: Handle) {
+        self.arrivals += 1;
+        let key = (place, self.arrivals);
+        self.todo.entry(uid).or_default().insert(key, handle);
+    }
+
+    /// The next user's next file on the way through the log; it is being filled from here on.
+    pub(super) fn pop(&mut self) -> Option<(Handle, Arc<Filling>)> {
+        let now = Instant::now();
+        let due: Vec<_> = self.later.extract_if(.., |(at, ..)| *at <= now).collect();
+        for (_, uid, place, handle) in due {
+            self.push(uid, place, handle);
+        }
+        let (user, at) = self.last;
+        let after = self.todo.range(user.saturating_add(1)..).next();
+        let uid = *after.or_else(|| self.todo.iter().next())?.0;
+        let files = self.todo.get_mut(&uid)?;
+        let next = files.range(at..).next().or_else(|| files.iter().next());
+        let key = *next?.0;
+        let handle = files.remove(&key)?;
+        if files.is_empty() {
+            self.todo.remove(&uid);
+        }
+        self.last = (uid, key);
+        let filling = Arc::<Filling>::default();
+        self.filling.insert(handle.clone(), filling.clone());
+        Some((handle, filling))
+    }
+
+    pub(super) fn next_later(&self) -> Option<Instant> {
+        self.later.iter().map(|(at, ..)| *at).min()
+    }
+
+    /// The file is out of the queue; what was known of it.
+    pub(super) fn remove(&mut self, handle: &Handle) -> Option<State> {
+        self.filling.remove(handle);
+        self.states.remove(handle)
+    }
+
+    /// Nobody wants these any more, and no thread works on them.
+    fn forget(&mut self, handles: &HashSet<Handle>) {
+        if handles.is_empty() {
+            return;
+        }
+        self.later.retain(|(.., handle)| !handles.contains(handle));
+        for files in self.todo.values_mut() {
+            files.retain(|_, handle| !handles.contains(handle));
+        }
+        self.todo.retain(|_, files| !files.is_empty());
+    }
+}
+
+/// How far a file in the queue is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reached {
+    /// It waits for its turn, or for a copy of it.
+    Wanted,
+    /// Its bytes are coming; so many are there.
+    Filling(u64),
+    /// Its bytes are there, and not yet durable.
+    There,
+}
+
+/// Somebody who waits, as others see him.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waits {
+    /// The user.
+    pub uid: u32,
+    /// A program that opens or reads the file; else somebody asked for the recall.
+    pub program: bool,
+    /// The program's process, where it is known.
+    pub pid: Option<i32>,
+    /// For so long.
+    pub since: Duration,
+}
+
+/// A file in the queue, as others see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queued {
+    /// Which file.
+    pub handle: Handle,
+    /// How far it is.
+    pub reached: Reached,
+    /// Who waits; nobody where the daemon itself goes on with what was interrupted.
+    pub waiters: Vec<Waits>,
+    /// Why it could not be served when that was tried last.
+    pub error: Option<String>,
+}
+
+/// What was cancelled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cancelled {
+    /// Files for which nobody (of those meant) waits any more.
+    pub files: u64,
+    /// Programs that got an error.
+    pub programs: u64,
+    /// Requests for a recall that were called off.
+    pub requests: u64,
+}
+
+impl Recall {
+    /// The queue, who waits longest first; of one user only what he waits for, and nobody beside him.
+    pub fn list(&self, uid: Option<u32>) -> Vec<Queued> {
+        let failing: HashMap<Handle, String> = lock(&self.failing)
+            .iter()
+            .map(|(handle, (_, why))| (handle.clone(), why.clone()))
+            .collect();
+        let queue = lock(&self.queue);
+        let mut list = Vec::new();
+        for (handle, state) in &queue.states {
+            let (State::Wanted(waiters) | State::There { waiters, .. }) = state;
+            let theirs = |waiter: &&Waiter| uid.is_none_or(|uid| waiter.uid() == uid);
+            let waiters: Vec<Waits> = waiters.iter().filter(theirs).map(Waiter::seen).collect();
+            if uid.is_some() && waiters.is_empty() {
+                continue;
+            }
+            let reached = match (state, queue.filling.get(handle)) {
+                (State::There { .. }, _) => Reached::There,
+                (State::Wanted(_), Some(filling)) => {
+                    Reached::Filling(filling.written.load(Ordering::Relaxed))
+                }
+                (State::Wanted(_), None) => Reached::Wanted,
+            };
+            list.push(Queued {
+                handle: handle.clone(),
+                reached,
+                waiters,
+                error: failing.get(handle).cloned(),
+            });
+        }
+        drop(queue);
+        let longest = |file: &Queued| file.waiters.iter().map(|waits| waits.since).max();
+        list.sort_by_key(|file| std::cmp::Reverse(longest(file)));
+        list
+    }
+
+    /// Bytes that are there of those of these files that are being filled now.
+    pub fn filled(&self, files: &HashSet<Handle>) -> u64 {
+        let queue = lock(&self.queue);
+        let theirs = queue
+            .filling
+            .iter()
+            .filter(|(file, _)| files.contains(*file));
+        theirs
+            .map(|(_, filling)| filling.written.load(Ordering::Relaxed))
+            .sum()
+    }
+
+    /// Whoever waits for these files (`None`: for any) gets an error at once: only who is of `uid`, where
+    /// that is given. What nobody waits for then is not fetched any more.
+    pub fn cancel(&self, files: Option<&HashSet<Handle>>, uid: Option<u32>, by: u32) -> Cancelled {
+        let (mut done, mut over, mut dropped) =
+            (Cancelled::default(), Vec::new(), HashSet::<Handle>::new());
+        let mut queue = lock(&self.queue);
+        let Queue {
+            states, filling, ..
+        } = &mut *queue;
+        let meant = |handle: &Handle| files.is_none_or(|files| files.contains(handle));
+        for (handle, state) in states.iter_mut().filter(|(handle, _)| meant(handle)) {
+            let unattended = matches!(state, State::Wanted(waiters) if waiters.is_empty());
+            let (State::Wanted(waiters) | State::There { waiters, .. }) = &mut *state;
+            let before = over.len();
+            over.extend(waiters.extract_if(.., |waiter| uid.is_none_or(|uid| waiter.uid() == uid)));
+            if over.len() == before && !(unattended && uid.is_none()) {
+                continue;
+            }
+            done.files += 1;
+            if waiters.is_empty() && matches!(state, State::Wanted(_)) {
+                match filling.get(handle) {
+                    Some(filling) => filling.stop(),
+                    None => {
+                        dropped.insert(handle.clone());
+                    }
+                }
+            }
+        }
+        for handle in &dropped {
+            queue.states.remove(handle);
+        }
+        queue.forget(&dropped);
+        drop(queue);
+        for handle in &dropped {
+            self.is_well(handle);
+        }
+        for waiter in over {
+            match waiter {
+                Waiter::Access { id, .. } => {
+                    done.programs += 1;
+                    (self.answer)(id, Answer::Deny(CANCELLED));
+                }
+                Waiter::Asked { tell, .. } => {
+                    done.requests += 1;
+                    tell(Outcome::Cancelled(by));
+                }
+            }
+        }
+        done
+    }
+
+    /// Something else works on the file: it is left to that until then, where anybody wants it still.
+    pub(super) fn leave(&self, handle: &Handle, filling: &Filling, until: Instant) {
+        let mut queue = lock(&self.queue);
+        if filling.stops() {
+            drop(queue);
+            return self.stopped(handle);
+        }
+        queue.filling.remove(handle);
+        queue.later.push((until, 0, 0, handle.clone()));
+    }
+
+    /// A fill ended early because it was cancelled. Who came since then is served anew.
+    pub(super) fn stopped(&self, handle: &Handle) {
+        let mut queue = lock(&self.queue);
+        queue.filling.remove(handle);
+        match queue.states.get(handle) {
+            Some(State::Wanted(waiters)) if !waiters.is_empty() => {
+                queue.push(0, 0, handle.clone());
+                drop(queue);
+                self.wake.notify_one();
+            }
+            Some(State::Wanted(_)) => {
+                queue.states.remove(handle);
+                drop(queue);
+            }
+            _ => drop(queue),
+        }
+        self.is_well(handle);
+    }
+}

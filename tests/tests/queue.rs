@@ -1,0 +1,379 @@
+//! What recall has to do, as `tierctl queue` shows it, and calling it off.
+//!
+//! Who waits for a file whose volume is away is named, with that volume; a cancelled recall ends at once,
+//! leaves a whole stub, and the file comes back when it is wanted again. Who may not do everything sees
+//! and cancels what he waits for himself, and nothing else.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use hsm_tests::changes::noise;
+use hsm_tests::loopfs::Kind;
+use hsm_tests::program::{Ran, Running, locate, run};
+use hsm_tests::stubs::{assert_reads, is_marked, kib_on_disk, release};
+use hsm_tests::system::{Setup, System};
+use serde_json::Value;
+
+/// nobody, everywhere.
+const NOBODY: u32 = 65534;
+/// What is called off ends in this time, however long the volume stays away.
+const AT_ONCE: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_mins(1);
+
+/// Everything is on the volumes and nothing of it in the spool, which a stop sees to soonest.
+fn spool_empties(system: &mut System) {
+    system.sync_all();
+    system.restart();
+    let _ = system.wait_for("the spool is empty", |status| {
+        status["spool"]["segments"] == 0 && status["spool"]["open_segment"].is_null()
+    });
+}
+
+/// A volume out of reach, until this is given to [`bring_back`].
+fn take_away(system: &System) -> (PathBuf, PathBuf) {
+    let volume = system.volumes(0)[0].clone();
+    let away = volume.with_extension("away");
+    fs::rename(&volume, &away).expect("to take it away");
+    (volume, away)
+}
+
+fn bring_back((volume, away): (PathBuf, PathBuf)) {
+    fs::rename(away, volume).expect("to bring it back");
+}
+
+/// Lets everybody come to a place: the directories of tests are their owner's only.
+fn open_to_all(path: &Path) {
+    for dir in path.ancestors() {
+        let _ = fs::set_permissions(dir, PermissionsExt::from_mode(0o755));
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("hsm-test.") {
+            return;
+        }
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("ASCII")
+}
+
+/// A program that reads a file, as a user; it waits in open(2).
+fn reader(path: &Path, uid: u32) -> Child {
+    Command::new("cat")
+        .arg(path)
+        .uid(uid)
+        .gid(uid)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("cat")
+}
+
+/// The reader ends with EIO, at once.
+fn is_let_go(child: Child, whose: &str) {
+    let since = Instant::now();
+    let output = child.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{whose}: {said}");
+    assert!(said.contains("Input/output error"), "{whose}: {said}");
+    let took = since.elapsed();
+    assert!(took < AT_ONCE, "{whose}: after {took:?}");
+}
+
+fn still_waits(child: &mut Child, whose: &str) {
+    let ended = child.try_wait().expect("to look at it");
+    assert!(ended.is_none(), "{whose} does not wait any more: {ended:?}");
+}
+
+/// tierctl as a user who may not do everything.
+fn as_nobody(system: &System, words: &[&str]) -> Ran {
+    let program = system.home().at("tierctl");
+    if !program.exists() {
+        fs::copy(locate("tierctl"), &program).expect("a copy of tierctl");
+        open_to_all(&program);
+    }
+    let mut command = Command::new(program);
+    command
+        .arg("--socket")
+        .arg(system.home().at("hsmd.sock"))
+        .args(words)
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .current_dir("/");
+    run(command)
+}
+
+fn queue(system: &System) -> Value {
+    system.tierctl(&["queue", "list", "--json"]).done().json()
+}
+
+fn wait_for_queue(system: &System, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    let end = Instant::now() + LIMIT;
+    loop {
+        let queue = queue(system);
+        if wanted(&queue) {
+            return queue;
+        }
+        assert!(Instant::now() < end, "{what}: never so: {queue:#}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn files(queue: &Value) -> &[Value] {
+    queue["files"].as_array().map_or(&[], Vec::as_slice)
+}
+
+fn file<'q>(queue: &'q Value, path: &Path) -> &'q Value {
+    let mut found = files(queue)
+        .iter()
+        .filter(|file| file["path"] == text(path));
+    found.next().unwrap_or(&Value::Null)
+}
+
+fn sum(queue: &Value, key: &str) -> u64 {
+    let counts = files(queue).iter().map(|file| file[key].as_u64());
+    counts.map(|count| count.unwrap_or(0)).sum()
+}
+
+fn is_a_whole_stub(path: &Path) {
+    let end = Instant::now() + LIMIT;
+    while kib_on_disk(path) > 4 {
+        assert!(Instant::now() < end, "{}", kib_on_disk(path));
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(is_marked(path), "{} has no mark", path.display());
+}
+
+/// Three released files, the volume away, and four programs that wait for it.
+struct Waiting {
+    system: System,
+    /// For nobody alone, for him and root, for root alone.
+    paths: [PathBuf; 3],
+    moved: (PathBuf, PathBuf),
+    nobody_mine: Child,
+    nobody_shared: Child,
+    root_shared: Child,
+    root_secret: Child,
+}
+
+fn bytes_of(number: usize) -> Vec<u8> {
+    noise(number as u64, 300_001)
+}
+
+impl Waiting {
+    fn start() -> Self {
+        let mut system = Setup::new(Kind::Ext4)
+            .exposed()
+            .with("recall_wait", "\"10m\"")
+            .start();
+        open_to_all(system.root());
+        open_to_all(&system.home().at("hsmd.sock"));
+        let paths = ["mine", "shared", "secret"].map(|name| system.at(name));
+        for (number, path) in paths.iter().enumerate() {
+            fs::write(path, bytes_of(number)).expect("written");
+        }
+        fs::set_permissions(&paths[2], PermissionsExt::from_mode(0o600)).expect("chmod");
+        spool_empties(&mut system);
+        for path in &paths {
+            release(&system, path);
+        }
+        let said = system.tierctl(&["queue", "list"]).done();
+        assert_eq!(said.stdout, "nobody waits for a released file\n");
+        let moved = take_away(&system);
+        let waiting = Self {
+            nobody_mine: reader(&paths[0], NOBODY),
+            nobody_shared: reader(&paths[1], NOBODY),
+            root_shared: reader(&paths[1], 0),
+            root_secret: reader(&paths[2], 0),
+            system,
+            paths,
+            moved,
+        };
+        wait_for_queue(&waiting.system, "all wait", |queue| {
+            sum(queue, "programs") == 4 && files(queue).iter().all(|file| !file["error"].is_null())
+        });
+        waiting
+    }
+}
+
+#[test]
+fn who_waits_is_named_with_the_volume() {
+    let waiting = Waiting::start();
+    let (system, shared) = (&waiting.system, &waiting.paths[1]);
+    let all = queue(system);
+    assert_eq!(files(&all).len(), 3, "{all:#}");
+    let seen = file(&all, shared);
+    assert_eq!(seen["size"], 300_001, "{all:#}");
+    assert_eq!(seen["programs"], 2);
+    let mut who: Vec<(u64, u64)> = seen["waiters"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|waiter| (waiter["uid"].as_u64(), waiter["pid"].as_u64()))
+        .map(|(uid, pid)| (uid.expect("a user"), pid.expect("a process")))
+        .collect();
+    who.sort_unstable();
+    let expected = [
+        (0, u64::from(waiting.root_shared.id())),
+        (65534, u64::from(waiting.nobody_shared.id())),
+    ];
+    assert_eq!(who, expected);
+    let known = system.tierctl(&["volume", "list", "--json"]).done().json();
+    for needs in [&seen["needs"], &all["needs"]] {
+        let volumes = needs["volumes"].as_array().expect("volumes");
+        assert_eq!(volumes.len(), 1, "{needs:#}");
+        assert_eq!(volumes[0]["volume"], known[0]["serial"], "{needs:#}");
+        assert_eq!(volumes[0]["path"], text(&waiting.moved.0), "{needs:#}");
+        assert_eq!(volumes[0]["present"], false, "{needs:#}");
+        assert_eq!(needs["spool_bytes"], 0, "{needs:#}");
+    }
+    assert_eq!(seen["needs"]["bytes"], 300_001, "{all:#}");
+    assert_eq!(all["needs"]["volumes"][0]["files"], 3, "{all:#}");
+    let error = seen["error"].as_str().unwrap_or_default();
+    assert!(error.contains("within reach nowhere"), "{error}");
+    let said = system.tierctl(&["queue", "list"]).done().stdout;
+    let place = text(&waiting.moved.0);
+    for part in [text(shared), "root", "AWAY", "4 programs", place] {
+        assert!(said.contains(part), "no {part} in {said}");
+    }
+    // Who may not do everything sees what he waits for, and nobody else.
+    let his = as_nobody(system, &["queue", "list", "--json"])
+        .done()
+        .json();
+    assert_eq!(files(&his).len(), 2, "{his:#}");
+    assert_eq!(file(&his, shared)["programs"], 1, "{his:#}");
+    assert!(!his.to_string().contains("secret"), "{his:#}");
+    for file in files(&his) {
+        for waiter in file["waiters"].as_array().into_iter().flatten() {
+            assert_eq!(waiter["uid"], 65534, "{his:#}");
+        }
+    }
+    // It comes while they wait.
+    bring_back(waiting.moved);
+    for mut child in [
+        waiting.nobody_mine,
+        waiting.nobody_shared,
+        waiting.root_shared,
+        waiting.root_secret,
+    ] {
+        assert!(child.wait().expect("it ends").success());
+    }
+    wait_for_queue(system, "nothing is wanted", |queue| files(queue).is_empty());
+}
+
+#[test]
+fn a_user_cancels_his_own_and_root_everything() {
+    let mut waiting = Waiting::start();
+    let system = &waiting.system;
+    let [mine, shared, secret] = &waiting.paths;
+    for words in [&["--user", "root"][..], &["--user", "0", text(shared)]] {
+        let refused = as_nobody(system, &[&["queue", "cancel"], words].concat()).with_code(2);
+        assert!(refused.stderr.contains("may not cancel"), "{refused}");
+    }
+    let refused = as_nobody(system, &["queue", "cancel", text(secret)]).with_code(1);
+    assert!(refused.stderr.contains("is told nothing of"), "{refused}");
+    let _ = as_nobody(system, &["queue", "cancel", text(shared)]).done();
+    is_let_go(waiting.nobody_shared, "nobody, of the shared file");
+    still_waits(&mut waiting.root_shared, "root");
+    let again = as_nobody(system, &["queue", "cancel", text(shared)]).with_code(1);
+    assert!(again.stderr.contains("not in the queue"), "{again}");
+    let _ = as_nobody(system, &["queue", "cancel", "--all"]).done();
+    is_let_go(waiting.nobody_mine, "nobody, of all");
+    still_waits(&mut waiting.root_shared, "root");
+    still_waits(&mut waiting.root_secret, "root");
+    let rest = queue(system);
+    assert_eq!(files(&rest).len(), 2, "{rest:#}");
+    assert_eq!(sum(&rest, "programs"), 2, "{rest:#}");
+    // Root cancels by path, then everything; somebody who asked hears it, too.
+    let _ = system.tierctl(&["queue", "cancel", text(secret)]).done();
+    is_let_go(waiting.root_secret, "root, of the secret");
+    let mut asks = Command::new(locate("tierctl"));
+    asks.arg("--config").arg(system.config());
+    asks.args(["recall", "--wait", text(mine)]);
+    let mut asks = Running::start(asks, system.home().path(), "asks");
+    wait_for_queue(system, "it is asked for", |queue| {
+        sum(queue, "requests") == 1
+    });
+    let words = ["queue", "cancel", "--all", "--json"];
+    let done = system.tierctl(&words).done().json();
+    assert_eq!(done["files"], 2, "{done:#}");
+    assert_eq!(done["programs"], 1, "{done:#}");
+    assert_eq!(done["requests"], 1, "{done:#}");
+    is_let_go(waiting.root_shared, "root, of all");
+    let heard = asks.wait(AT_ONCE).expect("it hears at once").with_code(1);
+    assert!(heard.stderr.contains("cancelled by user 0"), "{heard}");
+    assert_eq!(files(&queue(system)).len(), 0);
+    let status = system.wait_for("nothing is wanted", |status| {
+        let notices = status["notices"].to_string();
+        !notices.contains("released files are wanted")
+    });
+    assert_eq!(status["released"]["waiting"], 0, "{status:#}");
+    // They are stubs like any other.
+    for path in &waiting.paths {
+        is_a_whole_stub(path);
+    }
+    bring_back(waiting.moved);
+    for (number, path) in waiting.paths.iter().enumerate() {
+        assert_reads(path, &bytes_of(number), "after it was cancelled");
+    }
+    system.check("after recalls were cancelled");
+}
+
+fn cancelled_in_the_middle(kind: Kind) {
+    const BYTES: usize = 160 << 20;
+    let system = Setup::new(kind).bytes(700 << 20).exposed().start();
+    let path = system.at("large");
+    fs::write(&path, noise(7, BYTES)).expect("written");
+    system.sync_all();
+    release(&system, &path);
+    let before = fs::symlink_metadata(&path).expect("it").modified();
+    let waits = reader(&path, 0);
+    let filling = wait_for_queue(&system, "it is being filled", |queue| {
+        let file = file(queue, &path);
+        file["stage"] == "filling" && file["filled"].as_u64() > Some(1 << 20)
+    });
+    let filled = file(&filling, &path)["filled"].as_u64().unwrap_or(0);
+    assert!(
+        filled < BYTES as u64,
+        "{kind}: not in the middle: {filling:#}"
+    );
+    let _ = system.tierctl(&["queue", "cancel", text(&path)]).done();
+    is_let_go(waits, "the reader");
+    is_a_whole_stub(&path);
+    let after = fs::symlink_metadata(&path).expect("it").modified();
+    assert_eq!(before.ok(), after.ok(), "{kind}: its modification time");
+    let state = system.tierctl(&["state", "--json", text(&path)]);
+    let state = state.with_code(0).json();
+    assert_eq!(state["states"][0]["state"], "migrated", "{kind}: {state:#}");
+    // Who comes while the last fill is called off is served all the same.
+    let first = reader(&path, 0);
+    wait_for_queue(&system, "it is filled again", |queue| {
+        file(queue, &path)["stage"] == "filling"
+    });
+    let _ = system
+        .tierctl(&["queue", "cancel", "--user", "root"])
+        .done();
+    assert_reads(&path, &noise(7, BYTES), "right after it was cancelled");
+    drop(first);
+    system.check(&format!("{kind}: after a fill was cancelled"));
+}
+
+#[test]
+fn a_fill_is_cancelled_in_the_middle_on_ext4() {
+    cancelled_in_the_middle(Kind::Ext4);
+}
+
+#[test]
+fn a_fill_is_cancelled_in_the_middle_on_xfs() {
+    cancelled_in_the_middle(Kind::Xfs);
+}
+
+#[test]
+fn a_fill_is_cancelled_in_the_middle_on_btrfs() {
+    cancelled_in_the_middle(Kind::Btrfs);
+}
