@@ -88,6 +88,12 @@ pub fn note(program: &str, what: &dyn Display) {
     let _ = writeln!(io::stderr().lock(), "{program}: {what}");
 }
 
+/// A line on standard error, as it is.
+pub fn aside(what: &dyn Display) {
+    clear();
+    let _ = writeln!(io::stderr().lock(), "{what}");
+}
+
 /// Shows how far something is, in one line that the next one replaces; only on a terminal.
 pub fn progress(what: &dyn Display) {
     let mut err = io::stderr().lock();

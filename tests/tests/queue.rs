@@ -34,9 +34,9 @@ fn spool_empties(system: &mut System) {
     });
 }
 
-/// A volume out of reach, until this is given to [`bring_back`].
-fn take_away(system: &System) -> (PathBuf, PathBuf) {
-    let volume = system.volumes(0)[0].clone();
+/// The volume of a pool out of reach, until this is given to [`bring_back`].
+fn take_away(system: &System, pool: usize) -> (PathBuf, PathBuf) {
+    let volume = system.volumes(pool)[0].clone();
     let away = volume.with_extension("away");
     fs::rename(&volume, &away).expect("to take it away");
     (volume, away)
@@ -184,7 +184,7 @@ impl Waiting {
         }
         let said = system.tierctl(&["queue", "list"]).done();
         assert_eq!(said.stdout, "nobody waits for a released file\n");
-        let moved = take_away(&system);
+        let moved = take_away(&system, 0);
         let waiting = Self {
             nobody_mine: reader(&paths[0], NOBODY),
             nobody_shared: reader(&paths[1], NOBODY),
@@ -376,4 +376,140 @@ fn a_fill_is_cancelled_in_the_middle_on_xfs() {
 #[test]
 fn a_fill_is_cancelled_in_the_middle_on_btrfs() {
     cancelled_in_the_middle(Kind::Btrfs);
+}
+
+// ---- what it needs, and how far it is -----------------------------------------------------------------
+
+fn plan(system: &System) -> Value {
+    let root = system.root().to_str().expect("ASCII").to_owned();
+    let words = ["recall", "--dry-run", "--json", "-r", &root];
+    system.tierctl(&words).done().json()
+}
+
+/// The pools of the volumes that a plan names, and whether they are here.
+fn named(plan: &Value) -> Vec<(String, bool)> {
+    let volumes = plan["needs"]["volumes"].as_array().expect("volumes");
+    let named = volumes.iter().map(|volume| {
+        assert_eq!(volume["files"], 3, "{plan:#}");
+        assert_eq!(volume["bytes"], 900_003, "{plan:#}");
+        assert!(volume["segments"][0].is_u64(), "{plan:#}");
+        let pool = volume["pool"].as_str().expect("a pool").to_owned();
+        (pool, volume["present"] == true)
+    });
+    named.collect()
+}
+
+#[test]
+fn a_dry_run_names_the_volumes_and_how_much() {
+    let mut system = Setup::new(Kind::Ext4).exposed().pools(2).start();
+    for number in 0..3 {
+        fs::write(system.at(format!("f{number}")), bytes_of(number)).expect("written");
+    }
+    fs::write(system.at("whole"), b"whole").expect("written");
+    system.sync_all();
+    for number in 0..3 {
+        release(&system, &system.at(format!("f{number}")));
+    }
+    // As long as it is in the spool no volume is needed.
+    let first = plan(&system);
+    assert_eq!(first["files"], 3, "{first:#}");
+    assert_eq!(first["bytes"], 900_003, "{first:#}");
+    let in_spool = first["needs"]["spool_bytes"].as_u64().expect("bytes");
+    let on_volumes = first["needs"]["volumes"].as_array().expect("volumes");
+    let on_volumes = on_volumes.iter().map(|one| one["bytes"].as_u64());
+    assert_eq!(in_spool + on_volumes.flatten().sum::<u64>(), 900_003);
+    spool_empties(&mut system);
+    let here = |pool: &str| (pool.to_owned(), true);
+    let away = |pool: &str| (pool.to_owned(), false);
+    assert_eq!(named(&plan(&system)), [here("pool0")]);
+    let none = take_away(&system, 0);
+    assert_eq!(named(&plan(&system)), [here("pool1")]);
+    let other = take_away(&system, 1);
+    assert_eq!(named(&plan(&system)), [away("pool0"), away("pool1")]);
+    let root = system.root().to_str().expect("ASCII").to_owned();
+    let said = system.tierctl(&["recall", "--dry-run", "-r", &root]).done();
+    for part in [
+        "3 files would be recalled",
+        "AWAY",
+        text(&none.0),
+        text(&other.0),
+        "those of one pool suffice",
+    ] {
+        assert!(said.stdout.contains(part), "no {part:?}: {said}");
+    }
+    assert!(is_marked(&system.at("f0")), "it was dry");
+    assert_eq!(files(&queue(&system)).len(), 0);
+    // The same is said before it begins; how far it is, while it goes on.
+    let mut recall = Command::new(locate("tierctl"));
+    recall.arg("--config").arg(system.config());
+    recall.args(["recall", "--wait", "--json", "-r", &root]);
+    let mut recall = Running::start(recall, system.home().path(), "recall");
+    wait_for_queue(&system, "all are asked for", |queue| {
+        sum(queue, "requests") == 3
+    });
+    let end = Instant::now() + LIMIT;
+    while !recall.stderr().contains("\"progress\"") {
+        assert!(Instant::now() < end, "no progress: {}", recall.stderr());
+        thread::sleep(Duration::from_millis(50));
+    }
+    bring_back(other);
+    let done = recall.wait(LIMIT).expect("it ends").done();
+    let line = done.stderr.lines().next().unwrap_or_default();
+    let line: Value = serde_json::from_str(line).expect("JSON");
+    assert_eq!(line["progress"]["files_total"], 3, "{line:#}");
+    assert_eq!(line["progress"]["bytes_total"], 900_003, "{line:#}");
+    let report = done.json();
+    assert_eq!(report["files"], 3, "{report:#}");
+    assert_eq!(report["bytes"], 900_003, "{report:#}");
+    assert_eq!(named(&report), [away("pool0"), away("pool1")]);
+    bring_back(none);
+    for number in 0..3 {
+        let path = system.at(format!("f{number}"));
+        assert_reads(&path, &bytes_of(number), "recalled");
+    }
+}
+
+#[test]
+fn migrate_says_which_pool_lacks_what() {
+    let system = Setup::new(Kind::Ext4).pools(2).start();
+    let path = system.at("file");
+    fs::write(system.at("before"), b"before").expect("written");
+    system.sync_all();
+    let moved = take_away(&system, 1);
+    fs::write(&path, bytes_of(0)).expect("written");
+    system.sync(&[]);
+    let words = ["migrate", "--dry-run", "--json", text(&path)];
+    let end = Instant::now() + LIMIT;
+    let said = loop {
+        let said = system.tierctl(&words).with_code(1).json();
+        if said["pools"][1]["waits"].is_string() {
+            break said;
+        }
+        assert!(Instant::now() < end, "it waits for nothing: {said:#}");
+        // What is in the open segment is copied when that is sealed.
+        let mut sync = Command::new(locate("tierctl"));
+        sync.arg("--config").arg(system.config());
+        sync.args(["sync", "--to", "media"]);
+        let mut sync = Running::start(sync, system.home().path(), "sync");
+        let _ = sync.wait(Duration::from_secs(2));
+        sync.kill();
+    };
+    assert_eq!((&said["files"], &said["missing"]), (&0.into(), &1.into()));
+    let lacks = &said["pools"][1];
+    assert_eq!(lacks["pool"], "pool1", "{said:#}");
+    assert_eq!(lacks["files"], 1, "{said:#}");
+    assert_eq!(lacks["bytes"], 300_001, "{said:#}");
+    assert_eq!(lacks["path"], text(&moved.0), "{said:#}");
+    assert_eq!(lacks["present"], false, "{said:#}");
+    let mut migrate = Command::new(locate("tierctl"));
+    migrate.arg("--config").arg(system.config());
+    migrate.args(["migrate", "--json", text(&path)]);
+    let mut migrate = Running::start(migrate, system.home().path(), "migrate");
+    while !migrate.stderr().contains("\"progress\"") {
+        assert!(Instant::now() < end, "no progress: {}", migrate.stderr());
+        thread::sleep(Duration::from_millis(50));
+    }
+    bring_back(moved);
+    let done = migrate.wait(LIMIT).expect("it ends").done().json();
+    assert_eq!((&done["files"], &done["missing"]), (&1.into(), &0.into()));
 }

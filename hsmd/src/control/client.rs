@@ -15,13 +15,13 @@ use super::methods::{
 };
 use super::model::{
     CancelDone, CatalogDigest, Content, DirectoryUsage, Event, Explanation, FileState, Found,
-    Moved, Piece, PinsDone, PolicyRun, PoolVolume, QueueList, Status, SyncDone, SyncRequest,
-    Transaction, VerifyDone, VerifyProgress, Versions,
+    Moved, Piece, PinsDone, PolicyRun, PoolVolume, QueueList, RecallPart, RecallPlan, Status,
+    SyncDone, SyncRequest, Transaction, VerifyDone, VerifyProgress, Versions,
 };
 use super::policies::{PinParameters, RunParameters};
 use super::queue::CancelParameters;
 use super::search::{FindParameters, UsageParameters};
-use super::tier::MoveParameters;
+use super::tier::{MoveParameters, PlanParameters};
 use super::varlink::{self, INTERFACE, REPLY_BYTES_MAX, Reply, Request};
 
 /// A daemon that does not answer a short question for so long is stuck.
@@ -284,9 +284,22 @@ impl Client {
         self.moved(Method::Release, asked)
     }
 
-    /// Recalls files; says what became of each. For as long as it takes.
-    pub fn recall(&mut self, asked: &MoveParameters) -> Result<Vec<Moved>, ClientError> {
-        self.moved(Method::Recall, asked)
+    /// Recalls files; `part` gets what became of each, and how far it is. For as long as it takes.
+    pub fn recall(
+        &mut self,
+        asked: &MoveParameters,
+        part: &mut dyn FnMut(RecallPart) -> io::Result<()>,
+    ) -> Result<io::Result<()>, ClientError> {
+        self.in_parts(Method::Recall, asked, part)
+    }
+
+    /// What recalling files needs.
+    pub fn plan_recall(&mut self, asked: &PlanParameters) -> Result<RecallPlan, ClientError> {
+        // Of very large files the catalog is asked a while.
+        self.send(Method::PlanRecall, asked, false)?;
+        let (mut value, _) = self.receive(None)?;
+        let plan = value["plan"].take();
+        self.read_value(plan)
     }
 
     /// What recall has to do.

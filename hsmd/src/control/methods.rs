@@ -16,12 +16,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::model::{CatalogDigest, SyncRequest, VerifyDone, VerifyProgress};
+use super::model::{CatalogDigest, RecallPart, SyncRequest, VerifyDone, VerifyProgress};
 use super::path::PathText;
 use super::peer::{Peer, Rights};
 use super::queue::CancelParameters;
 use super::server::Connection;
-use super::tier::{self, MoveParameters};
+use super::tier::{self, MoveParameters, PlanParameters};
 use super::varlink::{self, Failure, INTERFACE, Reply, Request, SERVICE};
 use super::when::When;
 use super::{Core, CoreError, content, files, log, policies, queue, search, volumes};
@@ -55,6 +55,7 @@ pub enum Method {
     Subscribe,
     Release,
     Recall,
+    PlanRecall,
     ListRecalls,
     CancelRecalls,
     Stop,
@@ -62,7 +63,7 @@ pub enum Method {
 
 impl Method {
     /// All of them with their names.
-    pub const ALL: [(&'static str, Self); 21] = [
+    pub const ALL: [(&'static str, Self); 22] = [
         ("GetStatus", Self::GetStatus),
         ("GetFileState", Self::GetFileState),
         ("Sync", Self::Sync),
@@ -81,6 +82,7 @@ impl Method {
         ("Subscribe", Self::Subscribe),
         ("Release", Self::Release),
         ("Recall", Self::Recall),
+        ("PlanRecall", Self::PlanRecall),
         ("ListRecalls", Self::ListRecalls),
         ("CancelRecalls", Self::CancelRecalls),
         ("Stop", Self::Stop),
@@ -97,7 +99,11 @@ impl Method {
     fn open_to_others(self) -> bool {
         matches!(
             self,
-            Self::GetFileState | Self::Recall | Self::ListRecalls | Self::CancelRecalls
+            Self::GetFileState
+                | Self::Recall
+                | Self::PlanRecall
+                | Self::ListRecalls
+                | Self::CancelRecalls
         )
     }
 }
@@ -256,6 +262,16 @@ pub(super) async fn answer(
             )
             .await
         }
+        Method::Recall if request.more && !request.oneway => {
+            let asker = session.asker();
+            let call = move |core: &dyn Core,
+                             asked: MoveParameters,
+                             cancelled: &Arc<AtomicBool>,
+                             part: Part<'_, RecallPart>| {
+                tier::recall_in_parts(core, &asked, asker.as_ref(), cancelled, part)
+            };
+            in_parts(session, request, connection, call).await
+        }
         Method::GetUsage => {
             long(session, request, connection, |core, asked, cancelled| {
                 value("usage", &search::usage(core, &asked, cancelled)?)
@@ -342,6 +358,11 @@ async fn short(session: &mut Session, method: Method, request: &Request) -> Resu
             let asked: MoveParameters = varlink::parameters(request)?;
             let asker = session.asker();
             blocking(move || value("results", &tier::recall(&*core, &asked, asker.as_ref())?)).await
+        }
+        Method::PlanRecall => {
+            let asked: PlanParameters = varlink::parameters(request)?;
+            let asker = session.asker();
+            blocking(move || value("plan", &tier::plan(&*core, &asked, asker.as_ref())?)).await
         }
         Method::ListRecalls => {
             let asker = session.asker();

@@ -20,7 +20,10 @@ pub use policy::{
     PinsDone, PolicyFile, PolicyRun, RuleDone, RuleExplained,
 };
 
-pub use queue::{CancelDone, Needs, QueueList, QueueStage, QueueWaiter, QueuedFile, VolumeNeed};
+pub use queue::{
+    CancelDone, Needs, QueueList, QueueStage, QueueWaiter, QueuedFile, RecallPart, RecallPlan,
+    RecallProgress, VolumeNeed,
+};
 
 /// Everything that `tierctl status` shows.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]

@@ -198,9 +198,7 @@ impl Places {
                 segments: on.segments.into_iter().map(SegmentNo::get).collect(),
             });
         }
-        needs
-            .volumes
-            .sort_by(|a, b| (a.present, &a.pool, &a.volume).cmp(&(b.present, &b.pool, &b.volume)));
+        needs.sort();
         needs
     }
 }

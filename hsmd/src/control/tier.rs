@@ -1,13 +1,19 @@
 //! Release and recall by name: what became of each path.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tierfs::FileId;
 
-use super::model::{Located, Moved, MovedWord};
+use super::model::{
+    Located, Moved, MovedWord, PathFailure, RecallPart, RecallPlan, RecallProgress,
+};
+use super::needs::{Places, Sum};
 use super::path::PathText;
 use super::peer::Peer;
 use super::varlink::Failure;
@@ -19,6 +25,15 @@ use crate::tier::worker::Tier;
 
 /// Paths of one request at most.
 pub const PATHS_MAX: usize = 1000;
+/// How often who waits for a recall hears how far it is.
+const PART_EVERY: Duration = Duration::from_millis(200);
+
+/// Of `PlanRecall`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct PlanParameters {
+    /// Absolute, on the watched mount; at most [`PATHS_MAX`].
+    pub paths: Vec<PathText>,
+}
 
 /// Of `Release` and `Recall`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -122,49 +137,127 @@ fn refused(path: &PathText, error: &Refused) -> Moved {
     moved(path, word, 0, Some(error.to_string()))
 }
 
+/// What recalling files needs; with the rights of `asker`, where that is given.
+pub(super) fn plan(
+    core: &dyn Core,
+    asked: &PlanParameters,
+    asker: Option<&Peer>,
+) -> Result<RecallPlan, Failure> {
+    check_paths(&asked.paths)?;
+    let (tier, catalog) = (core.tier()?, core.catalog()?);
+    let queries = catalog.queries();
+    let mut places = Places::look(core, queries)?;
+    let (mut plan, mut sum) = (RecallPlan::default(), Sum::default());
+    for path in &asked.paths {
+        let mut look = || -> Result<bool, Failure> {
+            let (_, located) = located(core, path, asker)?;
+            if stub(&tier, &located)?.is_none() {
+                return Ok(false);
+            }
+            let file = located.file.and_then(FileId::new).ok_or_else(|| {
+                CoreError::NotFound("the log does not know what it contains".to_owned())
+            })?;
+            places.add(queries, &queries.segments_of(file)?, &mut sum)?;
+            Ok(true)
+        };
+        match look() {
+            Ok(released) => plan.files += u64::from(released),
+            Err(failure) => plan.failures.push(PathFailure {
+                path: path.clone(),
+                error: failure.to_string(),
+            }),
+        }
+    }
+    plan.needs = places.name(sum);
+    Ok(plan)
+}
+
 /// Recalls files; with the rights of `asker`, where that is given.
 pub(super) fn recall(
     core: &dyn Core,
     asked: &MoveParameters,
     asker: Option<&Peer>,
 ) -> Result<Vec<Moved>, Failure> {
+    let mut results = Vec::new();
+    let last = recall_in_parts(core, asked, asker, &AtomicBool::new(false), &mut |part| {
+        results.extend(part.results);
+        ControlFlow::Continue(())
+    })?;
+    results.extend(last.results);
+    Ok(results)
+}
+
+/// The same, with how far it is. Who does not listen to the end leaves the files in the queue.
+pub(super) fn recall_in_parts(
+    core: &dyn Core,
+    asked: &MoveParameters,
+    asker: Option<&Peer>,
+    cancelled: &AtomicBool,
+    part: &mut dyn FnMut(RecallPart) -> ControlFlow<()>,
+) -> Result<RecallPart, Failure> {
     check_paths(&asked.paths)?;
     let tier = core.tier()?;
     let uid = asker.map_or(0, |peer| peer.uid);
-    let (mut results, mut queued) = (Vec::new(), 0);
+    let mut now = RecallPart::default();
+    let (mut files, mut bytes, mut coming) = (0, 0, HashSet::new());
     let (tell, told) = mpsc::channel();
     for path in &asked.paths {
         match located(core, path, asker).and_then(|(_, located)| stub(&tier, &located)) {
             Ok(Some((handle, place))) => {
-                let (tell, path, path_asked) = (tell.clone(), path.clone(), path.clone());
-                queued += 1;
+                let (tell, path_asked, file) = (tell.clone(), path.clone(), handle.clone());
                 tier.recall(&handle, uid, place, move |outcome| {
-                    let _ = tell.send((path, outcome));
+                    let _ = tell.send((path_asked, file, outcome));
                 });
+                coming.insert(handle);
                 if !asked.wait {
-                    results.push(moved(&path_asked, MovedWord::Queued, 0, None));
+                    now.results.push(moved(path, MovedWord::Queued, 0, None));
                 }
             }
-            Ok(None) => results.push(moved(path, MovedWord::Already, 0, None)),
+            Ok(None) => now.results.push(moved(path, MovedWord::Already, 0, None)),
             Err(failure) => {
-                results.push(moved(path, MovedWord::Failed, 0, Some(failure.to_string())));
+                let why = Some(failure.to_string());
+                now.results.push(moved(path, MovedWord::Failed, 0, why));
             }
         }
     }
     drop(tell);
     if !asked.wait {
-        return Ok(results);
+        return Ok(now);
     }
-    for (path, outcome) in told.iter().take(queued) {
-        results.push(match outcome {
-            Outcome::Whole { bytes } => moved(&path, MovedWord::Recalled, bytes, None),
-            Outcome::Failed(_, why) => moved(&path, MovedWord::Failed, 0, Some(why)),
-            outcome @ Outcome::Cancelled(_) => {
-                moved(&path, MovedWord::Cancelled, 0, Some(outcome.to_string()))
+    let mut said = Instant::now();
+    loop {
+        match told.recv_timeout(PART_EVERY) {
+            Ok((path, handle, outcome)) => {
+                coming.remove(&handle);
+                files += 1;
+                now.results.push(recalled(&path, &outcome));
+                bytes += now.results.last().map_or(0, |moved| moved.bytes);
             }
-        });
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+        }
+        if cancelled.load(Ordering::Relaxed) {
+            return Err(CoreError::Cancelled("waiting for the recall").into());
+        }
+        if said.elapsed() >= PART_EVERY {
+            said = Instant::now();
+            let bytes = bytes + tier.filled(&coming);
+            now.progress = Some(RecallProgress { files, bytes });
+            if part(std::mem::take(&mut now)).is_break() {
+                return Err(CoreError::Cancelled("waiting for the recall").into());
+            }
+        }
     }
-    Ok(results)
+    now.progress = Some(RecallProgress { files, bytes });
+    Ok(now)
+}
+
+fn recalled(path: &PathText, outcome: &Outcome) -> Moved {
+    match outcome {
+        Outcome::Whole { bytes } => moved(path, MovedWord::Recalled, *bytes, None),
+        Outcome::Failed(_, why) => moved(path, MovedWord::Failed, 0, Some(why.clone())),
+        Outcome::Cancelled(_) => moved(path, MovedWord::Cancelled, 0, Some(outcome.to_string())),
+    }
 }
 
 /// The inode and the place in the log of a file that is a stub.

@@ -10,9 +10,11 @@ mod events;
 mod find;
 pub mod format;
 mod history;
+mod migrate;
 mod needs;
 mod pin;
 mod policy;
+mod progress;
 mod queue;
 mod state;
 pub mod status;
@@ -52,7 +54,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         Command::State { paths } => state::run(args, paths),
         Command::Release(files) => tier::release(args, files),
         Command::Recall(files) => tier::recall(args, files),
-        Command::Migrate(files) => tier::migrate(args, files),
+        Command::Migrate(files) => migrate::migrate(args, files),
         Command::Queue(QueueCommand::List) => queue::list(args),
         Command::Queue(QueueCommand::Cancel {
             paths,

@@ -6,8 +6,9 @@ use serde::Serialize;
 
 use super::args::Args;
 use super::format::{add, name, size, some};
-use super::{PROGRAM, connect, path_parameters};
+use super::{PROGRAM, connect, needs, path_parameters, tier};
 use crate::control::model::{Clause, Explanation, PolicyFile, PolicyRun, RuleDone, RuleExplained};
+use crate::control::path::PathText;
 use crate::control::policies::RunParameters;
 use crate::output::{self, Exit};
 use crate::policy::{self, LoadError};
@@ -57,6 +58,7 @@ pub(super) fn run(args: &Args, rule: Option<&str>, dry_run: bool) -> anyhow::Res
         dry_run,
     };
     let (mut rules, mut failed) = (Vec::new(), Vec::new());
+    let mut recalled: Vec<Vec<PathText>> = Vec::new();
     let printed = connect(args)?.run_policy(&asked, &mut |part: PolicyRun| {
         if args.json {
             for file in &part.files {
@@ -76,12 +78,20 @@ pub(super) fn run(args: &Args, rule: Option<&str>, dry_run: bool) -> anyhow::Res
                     .collect::<String>(),
             )?;
         }
+        if dry_run {
+            let wanted = part.files.iter().filter(|file| file.action == "recall");
+            let paths: Vec<PathText> = wanted.filter_map(path_of).collect();
+            recalled.extend(Some(paths).filter(|paths| !paths.is_empty()));
+        }
         let wrong = part.files.into_iter().filter(|file| file.error.is_some());
         failed.extend(wrong.take(REPEATED.saturating_sub(failed.len())));
         rules.extend(part.rules);
         Ok(())
     })?;
     printed?;
+    if !recalled.is_empty() {
+        show_needs(args, &recalled)?;
+    }
     for file in &failed {
         let error = file.error.as_deref().unwrap_or_default();
         output::error(
@@ -95,6 +105,31 @@ pub(super) fn run(args: &Args, rule: Option<&str>, dry_run: bool) -> anyhow::Res
         }
     }
     Ok(exit(&rules))
+}
+
+fn path_of(file: &PolicyFile) -> Option<PathText> {
+    Some(PathText {
+        path: file.path.path.clone()?,
+        path_base64: file.path.path_base64.clone(),
+    })
+}
+
+/// Which volumes the rules that recall would need.
+fn show_needs(args: &Args, batches: &[Vec<PathText>]) -> anyhow::Result<()> {
+    let plan = match tier::plan_recall(&mut connect(args)?, batches) {
+        Ok(plan) => plan,
+        Err(error) => {
+            let what = format!("which volumes a recall needs is not known: {error:#}");
+            output::note(PROGRAM, &what);
+            return Ok(());
+        }
+    };
+    if args.json {
+        output::json_line(&serde_json::json!({ "needs": plan.needs }))?;
+    } else {
+        output::text(&needs::render(&plan.needs))?;
+    }
+    Ok(())
 }
 
 fn exit(rules: &[RuleDone]) -> Exit {

@@ -1,4 +1,4 @@
-//! `tierctl release`, `recall` and `migrate`: many files, a few hundred at a time.
+//! `tierctl release` and `recall`: many files, a few hundred at a time.
 
 use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
@@ -8,12 +8,13 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::args::{Args, Files};
-use super::format::{name, size};
-use super::{PROGRAM, absolute, connect, path_parameters};
+use super::format::{name, size, some};
+use super::progress::Progress;
+use super::{PROGRAM, absolute, connect, needs};
 use crate::control::client::Client;
-use crate::control::model::{FileStateWord, Moved, MovedWord, SyncRequest};
+use crate::control::model::{Moved, MovedWord, Needs, PathFailure, RecallPlan, SyncRequest};
 use crate::control::path::PathText;
-use crate::control::tier::MoveParameters;
+use crate::control::tier::{MoveParameters, PlanParameters};
 use crate::output::{self, Exit};
 
 /// Files of one request.
@@ -24,6 +25,9 @@ const AT_ONCE: usize = 500;
 struct Report {
     files: u64,
     bytes: u64,
+    /// Of a recall.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    needs: Option<Needs>,
     results: Vec<Moved>,
 }
 
@@ -46,12 +50,91 @@ pub(super) fn release(args: &Args, files: &Files) -> anyhow::Result<Exit> {
     act(args, files, (done, freed), Client::release)
 }
 
+/// First what it needs, for an operator who may have to fetch tapes; then how far it is.
 pub(super) fn recall(args: &Args, files: &Files) -> anyhow::Result<Exit> {
+    let mut client = connect(args)?;
+    let batches = batches(files)?;
+    let plan = plan_recall(&mut client, &batches)?;
+    let mut report = Report {
+        needs: Some(plan.needs.clone()),
+        ..Report::default()
+    };
     if files.dry_run {
-        return would_recall(args, files);
+        report.files = plan.files;
+        report.bytes = plan.needs.bytes;
+        for failure in plan.failures {
+            note(args, &mut report, failed(failure));
+        }
+        let first = "would be recalled";
+        return finish(
+            args,
+            &report,
+            first,
+            "of content",
+            &needs::render(&plan.needs),
+        );
+    }
+    if !args.json && plan.files > 0 {
+        let text = format!(
+            "{} to recall, {} of content\n{}",
+            some(plan.files, "file", "files"),
+            size(plan.needs.bytes),
+            needs::render(&plan.needs)
+        );
+        output::aside(&text.trim_end());
     }
     let done = if files.wait { "recalled" } else { "asked for" };
-    act(args, files, (done, "brought back"), Client::recall)
+    let mut progress = Progress::new(args, done, (plan.files, plan.needs.bytes));
+    let mut seen = (0, 0);
+    for paths in batches {
+        let parameters = MoveParameters {
+            paths,
+            wait: files.wait,
+            dry_run: false,
+        };
+        let (files, bytes) = seen;
+        let heard = client.recall(&parameters, &mut |part| {
+            for result in part.results {
+                note(args, &mut report, result);
+            }
+            if let Some(now) = part.progress {
+                seen = (files + now.files, bytes + now.bytes);
+                progress.show(seen.0, seen.1);
+            }
+            Ok(())
+        });
+        heard??;
+    }
+    output::clear();
+    finish(args, &report, done, "brought back", "")
+}
+
+/// What the recall of all these needs.
+pub(super) fn plan_recall(
+    client: &mut Client,
+    batches: &[Vec<PathText>],
+) -> anyhow::Result<RecallPlan> {
+    let (mut all, mut looked) = (RecallPlan::default(), 0);
+    for batch in batches {
+        let paths = batch.clone();
+        let plan = client.plan_recall(&PlanParameters { paths })?;
+        all.files += plan.files;
+        all.needs.add(plan.needs);
+        all.failures.extend(plan.failures);
+        looked += batch.len();
+        output::progress(&format_args!("{looked} files looked at"));
+    }
+    output::clear();
+    Ok(all)
+}
+
+fn failed(failure: PathFailure) -> Moved {
+    Moved {
+        path: failure.path,
+        word: MovedWord::Failed,
+        bytes: 0,
+        why: Some(failure.error),
+    }
 }
 
 fn act(
@@ -84,16 +167,27 @@ fn act(
         Ok(())
     })?;
     output::clear();
+    finish(args, &report, done, moved, "")
+}
+
+/// Prints what was done, or would be; `more` stands below it.
+fn finish(
+    args: &Args,
+    report: &Report,
+    done: &str,
+    moved: &str,
+    more: &str,
+) -> anyhow::Result<Exit> {
     let failed = report.results.iter().any(|result| !is_well(result.word));
     if args.json {
-        output::json(&report)?;
+        output::json(report)?;
     } else {
         let amount = if report.bytes > 0 {
             format!(", {} {moved}", size(report.bytes))
         } else {
             String::new()
         };
-        output::text(&format!("{} files {done}{amount}\n", report.files))?;
+        output::text(&format!("{} files {done}{amount}\n{more}", report.files))?;
     }
     Ok(match (report.files, failed) {
         (_, false) => Exit::Done,
@@ -136,73 +230,14 @@ fn note(args: &Args, report: &mut Report, result: Moved) {
     }
 }
 
-fn would_recall(args: &Args, files: &Files) -> anyhow::Result<Exit> {
-    let mut client = connect(args)?;
-    let (mut count, mut bytes) = (0_u64, 0);
-    for_each_batch(files, &mut |paths| {
-        for path in paths {
-            let Some(path) = path.exact() else { continue };
-            let state = client.file_state(&path_parameters(&path)?)?;
-            if matches!(
-                state.state,
-                FileStateWord::Migrated | FileStateWord::Partial
-            ) {
-                count += 1;
-                bytes += state.size.unwrap_or(0);
-            }
-        }
+/// All files that were named, in batches: what they need is shown before the first is touched.
+pub(super) fn batches(files: &Files) -> anyhow::Result<Vec<Vec<PathText>>> {
+    let mut all = Vec::new();
+    for_each_batch(files, &mut |batch| {
+        all.push(batch);
         Ok(())
     })?;
-    output::text(&format!(
-        "{count} files would be recalled, {} large\n",
-        size(bytes)
-    ))?;
-    Ok(Exit::Done)
-}
-
-pub(super) fn migrate(args: &Args, files: &Files) -> anyhow::Result<Exit> {
-    let mut client = connect(args)?;
-    if !files.dry_run {
-        output::progress(&"waiting until everything is on every pool ...");
-        client.sync(SyncRequest {
-            media: true,
-            sweep: false,
-        })?;
-        output::clear();
-    }
-    let (mut there, mut missing) = (0_u64, 0_u64);
-    for_each_batch(files, &mut |paths| {
-        for path in paths {
-            let Some(path) = path.exact() else { continue };
-            let state = client.file_state(&path_parameters(&path)?)?;
-            match state.state {
-                FileStateWord::Premigrated | FileStateWord::Partial | FileStateWord::Migrated => {
-                    there += 1;
-                }
-                _ => {
-                    missing += 1;
-                    if missing <= 100 {
-                        output::note(
-                            PROGRAM,
-                            &format!(
-                                "{}: not on every pool: see `tierctl state` of it",
-                                name(&state.path.path)
-                            ),
-                        );
-                    }
-                }
-            }
-        }
-        Ok(())
-    })?;
-    output::text(&format!(
-        "{there} files are on every pool, {missing} are not\n"
-    ))?;
-    Ok(match (there, missing) {
-        (_, 0) => Exit::Done,
-        (0, _) => Exit::No,
-        _ => Exit::Partly,
-    })
+    Ok(all)
 }
 
 /// All files that were named, a batch at a time.

@@ -260,6 +260,8 @@ fn samples() -> Vec<(&'static str, BTreeSet<String>)> {
         ("QueueWaiter", keys(&queued_file().waiters[0])),
         ("Needs", keys(&Needs::default())),
         ("VolumeNeed", keys(&queued_file().needs.volumes[0])),
+        ("RecallPlan", keys(&RecallPlan::default())),
+        ("RecallProgress", keys(&RecallProgress::default())),
         ("CancelDone", keys(&CancelDone::default())),
         ("FoundFile", keys(&found_file())),
         (

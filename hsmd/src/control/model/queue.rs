@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{MaybePath, PathFailure, When};
+use super::{MaybePath, Moved, PathFailure, When};
 
 /// What `tierctl queue list` shows.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -84,6 +84,36 @@ pub struct Needs {
     pub volumes: Vec<VolumeNeed>,
 }
 
+impl Needs {
+    /// Adds what other files need.
+    pub fn add(&mut self, other: Self) {
+        self.files += other.files;
+        self.bytes += other.bytes;
+        self.spool_bytes += other.spool_bytes;
+        self.nowhere_bytes += other.nowhere_bytes;
+        for volume in other.volumes {
+            let same = |known: &&mut VolumeNeed| known.volume == volume.volume;
+            let Some(known) = self.volumes.iter_mut().find(same) else {
+                self.volumes.push(volume);
+                continue;
+            };
+            known.present |= volume.present;
+            known.files += volume.files;
+            known.bytes += volume.bytes;
+            known.segments.extend(volume.segments);
+            known.segments.sort_unstable();
+            known.segments.dedup();
+        }
+        self.sort();
+    }
+
+    /// Those that are away come first.
+    pub fn sort(&mut self) {
+        self.volumes
+            .sort_by(|a, b| (a.present, &a.pool, &a.volume).cmp(&(b.present, &b.pool, &b.volume)));
+    }
+}
+
 /// What a volume is needed for.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct VolumeNeed {
@@ -114,4 +144,80 @@ pub struct CancelDone {
     pub requests: u64,
     /// Paths of which nothing was cancelled.
     pub failures: Vec<PathFailure>,
+}
+
+/// What recalling files needs.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct RecallPlan {
+    /// Files that are released, or in part.
+    pub files: u64,
+    /// Their content.
+    pub needs: Needs,
+    /// Paths of which that cannot be told.
+    pub failures: Vec<PathFailure>,
+}
+
+/// A part of what a recall answers.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct RecallPart {
+    /// What became of files since the last part.
+    pub results: Vec<Moved>,
+    /// How far the whole request is.
+    pub progress: Option<RecallProgress>,
+}
+
+/// How far a recall is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct RecallProgress {
+    /// Files of which it is known what became of them.
+    pub files: u64,
+    /// Bytes that came back, those of files that are not complete among them.
+    pub bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volume(serial: &str, present: bool, segments: &[u64]) -> VolumeNeed {
+        VolumeNeed {
+            pool: "a".to_owned(),
+            volume: serial.to_owned(),
+            path: None,
+            present,
+            files: 1,
+            bytes: 10,
+            segments: segments.to_vec(),
+        }
+    }
+
+    #[test]
+    fn needs_add_up_and_a_segment_counts_once() {
+        let mut all = Needs::default();
+        for volumes in [
+            vec![volume("1", true, &[1, 3])],
+            vec![volume("2", false, &[7]), volume("1", true, &[2, 3])],
+        ] {
+            all.add(Needs {
+                files: 1,
+                bytes: 20,
+                volumes,
+                ..Needs::default()
+            });
+        }
+        assert_eq!((all.files, all.bytes), (2, 40));
+        let shown: Vec<_> = all
+            .volumes
+            .iter()
+            .map(|one| {
+                (
+                    one.volume.as_str(),
+                    one.files,
+                    one.bytes,
+                    one.segments.as_slice(),
+                )
+            })
+            .collect();
+        assert_eq!(shown, [("2", 1, 10, &[7][..]), ("1", 2, 20, &[1, 2, 3])]);
+    }
 }
