@@ -51,6 +51,7 @@ stress-ng|stress-ng|file stressors on the watched filesystem
 bsdtar|libarchive-tools|reads released files: it asks for holes first
 cpio|cpio|reads released files
 qemu-img|qemu-utils|reads released files: it asks for holes first
+strace|strace|kills the daemon before a certain call
 '
 packages_bench='
 xz|xz-utils|unpacks the kernel source as it is shipped

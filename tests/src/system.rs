@@ -410,13 +410,19 @@ impl System {
 
     /// Asks the daemon something.
     pub fn tierctl(&self, words: &[&str]) -> Ran {
-        let mut command = Command::new(locate("tierctl"));
-        command.arg("--config").arg(self.config()).args(words);
+        let command = self.tierctl_command(words);
         let mut running = Running::start(command, self.home.path(), &self.answer_name());
         match running.wait(LIMIT) {
             Some(ran) => ran,
             None => panic!("hangs: {}\n{}", running.kill(), self.portrait()),
         }
+    }
+
+    /// The command that [`System::tierctl`] runs.
+    pub fn tierctl_command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(locate("tierctl"));
+        command.arg("--config").arg(self.config()).args(words);
+        command
     }
 
     /// A name for the files that take one answer.
@@ -428,8 +434,7 @@ impl System {
     /// What the daemon is at, for the report of a hang: its status and what its threads wait for.
     fn portrait(&self) -> String {
         let mut text = String::new();
-        let mut command = Command::new(locate("tierctl"));
-        command.arg("--config").arg(self.config()).arg("status");
+        let command = self.tierctl_command(&["status"]);
         let mut status = Running::start(command, self.home.path(), &self.answer_name());
         if let Some(ran) = status.wait(Duration::from_secs(10)) {
             let _ = writeln!(text, "{ran}");

@@ -16,8 +16,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use fanotify::low_level::{fanotify_init, fanotify_mark};
 
-use super::Error;
 use super::fanotify::{INFO_HEADER_BYTES, Metadata, chunk, malformed};
+use super::{Error, process};
 
 const CLASS_PRE_CONTENT: u32 = 0x8;
 const UNLIMITED_QUEUE: u32 = 0x10;
@@ -142,7 +142,9 @@ impl PermissionGroup {
             })?;
         // SAFETY: fanotify_init just made this descriptor; nobody else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self { fd })
+        Ok(Self {
+            fd: process::above_others(&fd)?,
+        })
     }
 
     /// A duplicate of a group's descriptor that another process made.

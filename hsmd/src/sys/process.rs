@@ -3,12 +3,15 @@
 #![allow(unsafe_code)] // mlockall, prctl and owning inherited descriptors have no checked wrapper
 
 use std::fs;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use super::{Error, last_error};
+
+/// Permission groups have this number at least; see [`above_others`].
+const GROUP_FROM: RawFd = 512;
 
 /// Takes a descriptor over that the parent left open under this number.
 pub fn inherit(number: RawFd) -> Result<OwnedFd, Error> {
@@ -27,8 +30,24 @@ pub fn inherit(number: RawFd) -> Result<OwnedFd, Error> {
 
 /// A duplicate that a child keeps over exec; drop it after the child was started.
 pub fn for_child(fd: &impl AsFd) -> Result<OwnedFd, Error> {
-    let number = fcntl(fd.as_fd(), FcntlArg::F_DUPFD(3))
-        .map_err(|error| Error::on_fd("fcntl F_DUPFD", fd.as_fd(), error))?;
+    duplicate(fd.as_fd(), FcntlArg::F_DUPFD(3))
+}
+
+/// [`for_child`] of a permission group; see [`above_others`].
+pub fn group_for_child(group: &impl AsFd) -> Result<OwnedFd, Error> {
+    duplicate(group.as_fd(), FcntlArg::F_DUPFD(GROUP_FROM))
+}
+
+/// The permission group under a number above those of all that is opened at start. A process that is
+/// killed closes what has the highest number first (Linux 6.18: the last one put on the list of work to
+/// do at its end is done first). It must be this group, whose end lets waiting accesses go: closing the
+/// notification group before would wait for them, for ever.
+pub fn above_others(group: &OwnedFd) -> Result<OwnedFd, Error> {
+    duplicate(group.as_fd(), FcntlArg::F_DUPFD_CLOEXEC(GROUP_FROM))
+}
+
+fn duplicate(fd: BorrowedFd<'_>, how: FcntlArg<'_>) -> Result<OwnedFd, Error> {
+    let number = fcntl(fd, how).map_err(|error| Error::on_fd("fcntl F_DUPFD", fd, error))?;
     // SAFETY: fcntl just made this descriptor; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }

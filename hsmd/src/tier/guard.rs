@@ -278,7 +278,7 @@ impl Recipe<'_> {
     fn start(&self, guard: &Guard, first: bool) -> Result<Worker, String> {
         let failed = |error: Error| error.to_string();
         let (socket, theirs) = link::pair().map_err(failed)?;
-        let group = process::for_child(&guard.group).map_err(failed)?;
+        let group = process::group_for_child(&guard.group).map_err(failed)?;
         let events = process::for_child(&guard.events).map_err(failed)?;
         let their_end = process::for_child(&theirs).map_err(failed)?;
         let mut command = Command::new(&self.program);

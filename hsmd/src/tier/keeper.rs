@@ -125,7 +125,7 @@ impl Keeper<'_> {
     fn start_guard(&self) -> Result<Child, Refusal> {
         let failed =
             |error: &dyn std::fmt::Display| refuse("the guard", error, "see the messages before");
-        let group = process::for_child(&self.group).map_err(|error| failed(&error))?;
+        let group = process::group_for_child(&self.group).map_err(|error| failed(&error))?;
         let events = process::for_child(&self.events).map_err(|error| failed(&error))?;
         let mut command = Command::new(super::guard::program());
         command.arg("--config").arg(&self.config.file);

@@ -1,5 +1,5 @@
 //! The service manager's descriptor store: it holds both groups, so that accesses wait even while no
-//! process of ours is left (sd_pid_notify_with_fds(3), `FileDescriptorStoreMax=`).
+//! process of ours is left (`sd_pid_notify_with_fds(3)`, `FileDescriptorStoreMax=`).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -24,7 +24,11 @@ pub struct Stored {
 pub fn take() -> Option<Stored> {
     let (mut group, mut events) = (None, None);
     for (number, name) in sd_notify::listen_fds_with_names().ok()? {
-        let fd: OwnedFd = match process::inherit(number) {
+        let inherited = process::inherit(number).and_then(|fd| match name.as_str() {
+            PERMISSION => process::above_others(&fd),
+            _ => Ok(fd),
+        });
+        let fd: OwnedFd = match inherited {
             Ok(fd) => fd,
             Err(error) => {
                 tracing::warn!(%error, "what the service manager has kept cannot be used");

@@ -1,0 +1,242 @@
+//! Every step of release and recall: the daemon is killed there, or the power fails there.
+//!
+//! The steps are those of the table in ARCHITECTURE.md. strace kills the worker when one of its threads
+//! is about to make a certain call, so the product needs no fault points of its own; a step that is never
+//! reached fails the test.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use hsm_tests::loopfs::Kind;
+use hsm_tests::report::say;
+use hsm_tests::stubs::{assert_reads, is_marked, read_patiently, release, wait_whole};
+use hsm_tests::sys;
+use hsm_tests::system::{Setup, System};
+
+/// A worker that has not come to a step after this time never does.
+const LIMIT: Duration = Duration::from_secs(40);
+
+/// What is interrupted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Act {
+    Release,
+    Recall,
+}
+
+/// Before which call.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    what: &'static str,
+    act: Act,
+    /// The thread's name; `None`: any thread.
+    thread: Option<&'static str>,
+    call: &'static str,
+    /// Which of the thread's calls, from 1.
+    nth: u32,
+}
+
+const fn release_step(what: &'static str, call: &'static str, nth: u32) -> Step {
+    Step {
+        what,
+        act: Act::Release,
+        thread: None,
+        call,
+        nth,
+    }
+}
+
+const fn recall_step(
+    what: &'static str,
+    thread: &'static str,
+    call: &'static str,
+    nth: u32,
+) -> Step {
+    Step {
+        what,
+        act: Act::Recall,
+        thread: Some(thread),
+        call,
+        nth,
+    }
+}
+
+const STEPS: &[Step] = &[
+    release_step("nothing is done", "syncfs", 1),
+    release_step("the list has the file", "fsetxattr", 1),
+    release_step("it has its mark", "syncfs", 2),
+    release_step("the mark is durable", "fallocate", 1),
+    release_step("it is punched", "utimensat", 1),
+    release_step("its time is put back", "fsetxattr", 2),
+    recall_step("nothing is done", "recall", "fsetxattr", 1),
+    recall_step("the mark says moving", "recall", "fallocate", 1),
+    recall_step("space is reserved", "recall", "pwrite64", 1),
+    recall_step("some bytes are there", "recall", "pwrite64", 2),
+    recall_step("all bytes are there", "recall", "utimensat", 1),
+    recall_step("its time is put back", "recall", "fsetxattr", 2),
+    recall_step("the mark says filled", "finish", "fsync", 1),
+    recall_step("the bytes are durable", "finish", "fsetxattr", 1),
+    recall_step("the mark says there", "finish", "fsync", 2),
+    recall_step("it says so durably", "finish", "fremovexattr", 1),
+    recall_step("the mark is gone", "finish", "fsetxattr", 2),
+    recall_step("the disk has its generation", "finish", "syncfs", 1),
+    recall_step("the generation is durable", "finish", "pwrite64", 1),
+];
+
+/// A number of a process or thread by its name.
+fn thread_of(process: i32, name: &str) -> String {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).expect("its threads");
+    tasks
+        .flatten()
+        .find(|task| {
+            let comm = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+            comm.trim_end() == name
+        })
+        .map(|task| task.file_name().to_string_lossy().into_owned())
+        .unwrap_or_else(|| panic!("the worker has no thread {name:?}"))
+}
+
+/// Kills the worker when it comes to a step; ends with it.
+fn kill_at(step: Step, worker: i32) -> Child {
+    let mut command = Command::new("strace");
+    match step.thread {
+        Some(name) => command.args(["-p", &thread_of(worker, name)]),
+        None => command.args(["-f", "-p", &worker.to_string()]),
+    };
+    command.args(["-o", "/dev/null", "-e", &format!("trace={}", step.call)]);
+    let inject = format!("inject={}:signal=KILL:when={}", step.call, step.nth);
+    command.args(["-e", &inject]).stderr(Stdio::piped());
+    let mut tracer = command.spawn().expect("strace");
+    let mut told = BufReader::new(tracer.stderr.take().expect("its messages"));
+    let mut line = String::new();
+    told.read_line(&mut line).expect("a message");
+    assert!(line.contains("attached"), "strace: {line}");
+    // It has more to say, and nobody listens: its end is not to be because of that.
+    thread::spawn(move || std::io::copy(&mut told, &mut std::io::sink()));
+    tracer
+}
+
+/// Waits for the worker's death.
+fn reached(mut tracer: Child, worker: i32, context: &str) {
+    let end = Instant::now() + LIMIT;
+    while Path::new(&format!("/proc/{worker}/fd/0")).exists() {
+        if Instant::now() >= end {
+            let _ = tracer.kill();
+            panic!("{context}: the step is never reached");
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    let _ = tracer.wait();
+}
+
+/// How it ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum End {
+    Killed,
+    Power,
+}
+
+fn interrupted(system: &mut System, number: usize, step: Step, end: End) {
+    let context = format!("{end:?}, {:?}: {} ({step:?})", step.act, step.what);
+    say(format_args!("{context}"));
+    let path = system.at(format!("file{number}"));
+    // Three chunks, of which some pieces are alike.
+    let bytes: Vec<u8> = (0u32..700_000)
+        .flat_map(|at| (at / 3 + u32::try_from(number).unwrap_or(0)).to_le_bytes())
+        .collect();
+    fs::write(&path, &bytes).expect("written");
+    let mtime = SystemTime::UNIX_EPOCH + Duration::from_millis(1_000_000_000_123);
+    let file = File::options().write(true).open(&path).expect("opened");
+    file.set_modified(mtime).expect("set");
+    drop(file);
+    system.sync_all();
+    if step.act == Act::Recall {
+        release(system, &path);
+    }
+    let workers = system.processes("worker");
+    let [worker] = workers[..] else {
+        panic!("{context}: workers {workers:?}");
+    };
+    let tracer = kill_at(step, worker);
+    match end {
+        End::Killed => {
+            thread::scope(|scope| {
+                let (system, path, bytes) = (&*system, &path, &bytes);
+                scope.spawn(move || match step.act {
+                    // The daemon dies under it.
+                    Act::Release => {
+                        drop(system.tierctl(&["release", path.to_str().expect("ASCII")]))
+                    }
+                    Act::Recall => assert!(&read_patiently(path) == bytes, "who waited"),
+                });
+                reached(tracer, worker, &context);
+            });
+            system.wait_until_it_answers();
+        }
+        End::Power => {
+            let mut command = match step.act {
+                Act::Release => system.tierctl_command(&["release"]),
+                Act::Recall => Command::new("cat"),
+            };
+            command.stdout(Stdio::null()).stderr(Stdio::null());
+            let mut child = command.arg(&path).spawn().expect("started");
+            reached(tracer, worker, &context);
+            let root = File::open(system.root()).expect("the root");
+            sys::cut_off(&root).expect("cut off");
+            drop(root);
+            system.kill_all();
+            let _ = child.wait();
+            system.fs().unmount();
+            system.start();
+        }
+    }
+    system.wait_for("only stubs are asked about", |status| {
+        status["released"]["every_file"] == false
+    });
+    assert_reads(&path, &bytes, &context);
+    let found = fs::metadata(&path).and_then(|meta| meta.modified());
+    assert_eq!(found.expect("its time"), mtime, "{context}");
+    wait_whole(&path);
+    assert!(!is_marked(&path), "{context}");
+}
+
+fn at_every_step(kind: Kind, end: End) {
+    let mut system = Setup::new(kind)
+        .exposed()
+        .with("recall_threads", "1")
+        .start();
+    for (number, step) in STEPS.iter().enumerate() {
+        interrupted(&mut system, number, *step, end);
+    }
+    system.check(&format!("{kind}: {end:?} at every step"));
+    // The list of stubs has what it must have.
+    for number in (0..STEPS.len()).step_by(2) {
+        release(&system, &system.at(format!("file{number}")));
+    }
+    system.kill_all();
+    system.start();
+    system.check(&format!("{kind}: {end:?} at every step, and released"));
+}
+
+#[test]
+fn killed_at_every_step_on_ext4() {
+    at_every_step(Kind::Ext4, End::Killed);
+}
+
+#[test]
+fn killed_at_every_step_on_xfs() {
+    at_every_step(Kind::Xfs, End::Killed);
+}
+
+#[test]
+fn the_power_fails_at_every_step_on_ext4() {
+    at_every_step(Kind::Ext4, End::Power);
+}
+
+#[test]
+fn the_power_fails_at_every_step_on_xfs() {
+    at_every_step(Kind::Xfs, End::Power);
+}
