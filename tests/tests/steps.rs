@@ -95,8 +95,10 @@ fn thread_of(process: i32, name: &str) -> String {
             let comm = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
             comm.trim_end() == name
         })
-        .map(|task| task.file_name().to_string_lossy().into_owned())
-        .unwrap_or_else(|| panic!("the worker has no thread {name:?}"))
+        .map_or_else(
+            || panic!("the worker has no thread {name:?}"),
+            |task| task.file_name().to_string_lossy().into_owned(),
+        )
 }
 
 /// Kills the worker when it comes to a step; ends with it.
@@ -168,7 +170,7 @@ fn interrupted(system: &mut System, number: usize, step: Step, end: End) {
                 scope.spawn(move || match step.act {
                     // The daemon dies under it.
                     Act::Release => {
-                        drop(system.tierctl(&["release", path.to_str().expect("ASCII")]))
+                        drop(system.tierctl(&["release", path.to_str().expect("ASCII")]));
                     }
                     Act::Recall => assert!(&read_patiently(path) == bytes, "who waited"),
                 });
