@@ -69,7 +69,7 @@ impl std::fmt::Display for Outcome {
             Self::Failed(_, why) => f.write_str(why),
             Self::Cancelled(by) => write!(
                 f,
-                "the recall was cancelled by user {by}; the file is released as before, ask again when you want it"
+                "the recall was cancelled by user {by}; open the file or ask again when you want it"
             ),
         }
     }

@@ -70,7 +70,7 @@ fn file_text(file: &QueuedFile, now: When, user: &dyn Fn(u32) -> String) -> Stri
     };
     let stage = match file.stage {
         QueueStage::Wanted => "wanted".to_owned(),
-        QueueStage::Filling => format!("filling, {} are there", size(file.filled)),
+        QueueStage::Filling => format!("filling, {} of it there", size(file.filled)),
         QueueStage::There => "there, not yet durable".to_owned(),
     };
     let large = file
@@ -83,7 +83,7 @@ fn file_text(file: &QueuedFile, now: When, user: &dyn Fn(u32) -> String) -> Stri
     let mut text = format!("{path}{large}: {stage}{since}\n");
     text.push_str(&waiters_text(file, user));
     for volume in &file.needs.volumes {
-        add!(text, "  needs {}\n", needs::volume_name(volume));
+        add!(text, "  is on {}\n", needs::volume_name(volume));
     }
     if file.needs.nowhere_bytes > 0 {
         add!(
@@ -93,7 +93,7 @@ fn file_text(file: &QueuedFile, now: When, user: &dyn Fn(u32) -> String) -> Stri
         );
     }
     if let Some(error) = &file.error {
-        add!(text, "  tried again: {}\n", name(error));
+        add!(text, "  it is tried again and again: {}\n", name(error));
     }
     text
 }
@@ -170,4 +170,101 @@ fn uid_of(text: &str) -> anyhow::Result<u32> {
     let user = User::from_name(text).with_context(|| format!("looking up user {text}"))?;
     let user = user.with_context(|| format!("there is no user {text}: give a name or a number"))?;
     Ok(user.uid.as_raw())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::model::{Needs, QueueWaiter, VolumeNeed};
+    use crate::control::path::PathText;
+
+    fn when(text: &str) -> When {
+        text.parse().unwrap()
+    }
+
+    fn volume(pool: &str, serial: &str, present: bool) -> VolumeNeed {
+        VolumeNeed {
+            pool: pool.to_owned(),
+            volume: serial.to_owned(),
+            path: Some(format!("/archive/{pool}1")),
+            present,
+            files: 1,
+            bytes: 300_001,
+            segments: vec![3, 4],
+        }
+    }
+
+    fn waiter(uid: u32, pid: Option<i32>) -> QueueWaiter {
+        QueueWaiter {
+            uid,
+            program: pid.is_some(),
+            pid,
+            since: when("2026-11-20T17:00:00Z"),
+        }
+    }
+
+    #[test]
+    fn a_queue_reads_well() {
+        let user = |uid: u32| if uid == 0 { "root" } else { "alice" }.to_owned();
+        let now = when("2026-11-20T17:00:12Z");
+        let empty = render(&QueueList::default(), now, &user);
+        assert_eq!(empty, "nobody waits for a released file\n");
+        let needs = Needs {
+            files: 1,
+            bytes: 400_001,
+            spool_bytes: 100_000,
+            nowhere_bytes: 0,
+            volumes: vec![volume("a", "4f00", false), volume("b", "9182", false)],
+        };
+        let wanted = QueuedFile {
+            path: Some(PathText::of(b"/data/a\nb")).into(),
+            file: Some(7),
+            size: Some(400_001),
+            stage: QueueStage::Wanted,
+            filled: 0,
+            since: Some(when("2026-11-20T17:00:00Z")),
+            programs: 3,
+            requests: 1,
+            waiters: vec![
+                waiter(0, Some(4711)),
+                waiter(1000, Some(4712)),
+                waiter(1000, None),
+            ],
+            needs: needs.clone(),
+            error: Some("segment 3 is within reach nowhere".to_owned()),
+        };
+        let filling = QueuedFile {
+            path: None.into(),
+            stage: QueueStage::Filling,
+            filled: 1 << 20,
+            since: None,
+            programs: 0,
+            requests: 0,
+            waiters: vec![],
+            needs: Needs::default(),
+            error: None,
+            ..wanted.clone()
+        };
+        let queue = QueueList {
+            files: vec![wanted, filling],
+            omitted: 0,
+            needs,
+        };
+        let text = "\
+/data/a\\nb, 390 KiB: wanted, for 12 s
+  user root: 1 program (process 4711)
+  user alice: 1 program (process 4712), 1 request
+  and 1 more
+  is on volume 4f00 of pool a at /archive/a1, which is AWAY
+  is on volume 9182 of pool b at /archive/b1, which is AWAY
+  it is tried again and again: segment 3 is within reach nowhere
+file 7, 390 KiB: filling, 1 MiB of it there, nobody waits for it
+2 files in the queue, 3 programs wait
+97 KiB are in the spool and need no volume
+volume 4f00 of pool a at /archive/a1, which is AWAY: 1 file, 292 KiB in 2 segments
+volume 9182 of pool b at /archive/b1, which is AWAY: 1 file, 292 KiB in 2 segments
+bring the volumes that are away; those of one pool suffice
+";
+        assert_eq!(render(&queue, now, &user), text);
+    }
 }
