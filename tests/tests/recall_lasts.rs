@@ -239,3 +239,40 @@ fn stubs_of_a_disk_that_was_set_back_are_guarded() {
     }
     system.check("a disk that was set back");
 }
+
+fn btrfs(words: &[&str], path: &Path, more: Option<&Path>) {
+    let mut command = Command::new("btrfs");
+    hsm_tests::loopfs::must(command.arg("subvolume").args(words).arg(path).args(more));
+}
+
+#[test]
+fn released_files_of_a_snapshot_come_back() {
+    let mut system = start(Kind::Btrfs);
+    let (sub, copy) = (system.at("sub"), system.at("copy"));
+    btrfs(&["create"], &sub, None);
+    let path = sub.join("file");
+    let bytes = bytes_of(&path);
+    fs::write(&path, &bytes).expect("written");
+    fs::write(sub.join("other"), &bytes).expect("written");
+    system.sync_all();
+    release(&system, &path);
+    release(&system, &sub.join("other"));
+    btrfs(&["snapshot"], &sub, Some(&copy));
+    btrfs(&["snapshot", "-r"], &sub, Some(&system.at("frozen")));
+    system.sync_all();
+    assert!(is_marked(&copy.join("file")), "it has no mark");
+    assert_reads(&copy.join("file"), &bytes, "of the snapshot");
+    wait_whole(&copy.join("file"));
+    // Nothing can be written there.
+    let refused = fs::read(system.at("frozen/file")).expect_err("a snapshot that is read-only");
+    assert_eq!(refused.raw_os_error(), Some(libc::EIO));
+    assert!(is_marked(&path), "the original was recalled");
+    thread::sleep(FORGOTTEN);
+    system.kill_all();
+    system.start();
+    assert_reads(&path, &bytes, "the original");
+    assert_reads(&copy.join("other"), &bytes, "of the snapshot");
+    wait_whole(&copy.join("other"));
+    btrfs(&["delete"], &system.at("frozen"), None);
+    system.check("a snapshot of released files");
+}

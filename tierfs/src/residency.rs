@@ -43,7 +43,7 @@ const CURRENT: &str = "generation";
 const NEXT: &str = "next";
 
 /// A stub on the list.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Stub {
     /// Which file.
     pub file: FileId,
@@ -55,12 +55,10 @@ pub struct Stub {
 pub struct Residency {
     conn: Connection,
     path: PathBuf,
-    /// Files that have lost their marks.
-    unmarked: HashSet<FileId>,
+    /// Inodes that have lost their marks, or do not exist any more.
+    unmarked: HashSet<Stub>,
     /// Those of them that leave after the sync that goes on now.
-    leaving: HashSet<FileId>,
-    /// Inodes that do not exist any more; they never come back to the list.
-    deleted: Vec<Stub>,
+    leaving: HashSet<Stub>,
 }
 
 /// Where the list lies that belongs to a catalog.
@@ -139,7 +137,6 @@ impl Residency {
             path: path.to_owned(),
             unmarked: HashSet::new(),
             leaving: HashSet::new(),
-            deleted: Vec::new(),
         }
     }
 
@@ -193,8 +190,8 @@ impl Residency {
     /// Puts files on the list. Durable when it returns: now they may get their marks.
     pub fn add(&mut self, stubs: &[Stub], now: i64) -> Result<(), Error> {
         for stub in stubs {
-            self.unmarked.remove(&stub.file);
-            self.leaving.remove(&stub.file);
+            self.unmarked.remove(stub);
+            self.leaving.remove(stub);
         }
         self.write(
             "adding to the list of stubs",
@@ -205,19 +202,15 @@ impl Residency {
         )
     }
 
-    /// A file has lost its mark, or got none. The caller keeps everybody from giving it one meanwhile.
-    pub fn note_unmarked(&mut self, file: FileId) {
-        self.unmarked.insert(file);
-    }
-
-    /// An inode of the list does not exist any more.
-    pub fn note_deleted(&mut self, stub: Stub) {
-        self.deleted.push(stub);
+    /// An inode has lost its mark, or got none, or does not exist any more. The caller keeps everybody from
+    /// giving it one meanwhile.
+    pub fn note_unmarked(&mut self, stub: Stub) {
+        self.unmarked.insert(stub);
     }
 
     /// Whether anything is to leave the list.
     pub fn has_leaving(&self) -> bool {
-        !(self.unmarked.is_empty() && self.leaving.is_empty() && self.deleted.is_empty())
+        !(self.unmarked.is_empty() && self.leaving.is_empty())
     }
 
     /// What has lost its mark so far leaves with the next [`Self::leave`]. Before that the disk must get
@@ -248,14 +241,10 @@ impl Residency {
         let run = |list: &mut Self| -> rusqlite::Result<()> {
             let txn = list.conn.transaction()?;
             {
-                let mut unmarked = txn.prepare_cached("DELETE FROM stub WHERE file = ?1")?;
-                for file in &list.leaving {
-                    unmarked.execute([number(*file)])?;
-                }
                 let sql = "DELETE FROM stub WHERE file = ?1 AND handle = ?2";
-                let mut deleted = txn.prepare_cached(sql)?;
-                for stub in &list.deleted {
-                    deleted.execute((number(stub.file), &stub.handle))?;
+                let mut leave = txn.prepare_cached(sql)?;
+                for stub in &list.leaving {
+                    leave.execute((number(stub.file), &stub.handle))?;
                 }
                 let sql = "UPDATE meta SET value = (SELECT value FROM meta WHERE key = ?2) WHERE key = ?1";
                 txn.prepare_cached(sql)?.execute([CURRENT, NEXT])?;
@@ -265,7 +254,6 @@ impl Residency {
         run(self)
             .map_err(|error| Error::sqlite(&self.path, "shortening the list of stubs", error))?;
         self.leaving.clear();
-        self.deleted.clear();
         Ok(())
     }
 
@@ -348,7 +336,6 @@ impl Residency {
         )?;
         self.unmarked.clear();
         self.leaving.clear();
-        self.deleted.clear();
         Ok(())
     }
 
@@ -443,7 +430,7 @@ mod tests {
             .expect("added");
         list.set_complete(&[1; 16], &mark).expect("noted");
         assert!(list.is_complete(&[1; 16], Some(&mark)).expect("read"));
-        list.note_unmarked(stub(2).file);
+        list.note_unmarked(stub(2));
         let next = list.prepare_to_leave().expect("noted").expect("one leaves");
         // The disk may have got it, or not.
         assert!(list.is_complete(&[1; 16], Some(&mark)).expect("read"));
@@ -469,12 +456,12 @@ mod tests {
         let stubs = [stub(1), stub(2), stub(3), stub(4)];
         list.add(&stubs, 5).expect("added");
         for stub in &stubs {
-            list.note_unmarked(stub.file);
+            list.note_unmarked(stub.clone());
         }
         list.add(&[stub(1)], 6).expect("released before the sync");
         assert!(list.prepare_to_leave().expect("noted").is_some());
         list.add(&[stub(2)], 6).expect("released during the sync");
-        list.note_unmarked(stub(2).file);
+        list.note_unmarked(stub(2));
         list.leave().expect("left");
         assert_eq!(list.page(None, 9).expect("read"), [stub(1), stub(2)]);
         assert!(list.has_leaving());
@@ -482,8 +469,9 @@ mod tests {
             handle: vec![9],
             ..stub(1)
         };
-        list.note_deleted(other);
-        list.note_deleted(stub(2));
+        list.note_unmarked(other);
+        list.note_unmarked(stub(2));
+        assert!(list.prepare_to_leave().expect("noted").is_some());
         list.leave().expect("removed");
         assert_eq!(list.page(None, 9).expect("read"), [stub(1)]);
     }

@@ -178,6 +178,13 @@ impl<S: DataSink> FileExam<'_, S> {
                 self.stub(&mark, &mut facts);
                 return Ok(Outcome::Facts(Box::new(facts)));
             }
+            Marked::Snapshot(_) => {
+                facts.certainty = Certainty::Unread;
+                facts.unreadable = Some(
+                    "it is the like of a released file in a snapshot; its bytes come when it is opened".to_owned(),
+                );
+                return Ok(Outcome::Facts(Box::new(facts)));
+            }
             Marked::Suspect(why) => {
                 facts.certainty = Certainty::Unread;
                 facts.unreadable = Some(why);

@@ -17,6 +17,9 @@ pub enum Marked {
     Whole,
     /// Some or all of its data is only in the log.
     Stub(StubMark),
+    /// It is a stub's like in a btrfs snapshot, and has of the data what the stub had. The mark is still
+    /// that of the original.
+    Snapshot(StubMark),
     /// It has a mark that is not its own, and no data: what it reads as is not what it is.
     Suspect(String),
 }
@@ -27,22 +30,22 @@ pub fn look(fd: BorrowedFd<'_>, log_id: LogId) -> Result<Marked, Error> {
     let Some(value) = xattr::read_one(fd, STUB_XATTR)? else {
         return Ok(Marked::Whole);
     };
-    let mut copied_in_part = false;
+    let own = handle_of(fd)?.to_bytes();
     let why = match StubMark::from_bytes(&value) {
         Err(error) => format!("its mark cannot be read: {error}"),
         Ok(mark) if mark.log_id != log_id => {
             format!("its mark belongs to log {}", mark.log_id)
         }
-        Ok(mark) if mark.handle != handle_of(fd)?.to_bytes() => {
-            // A snapshot has what the original had then, which may be some of it.
-            copied_in_part =
-                mark.stage != Stage::There && is_snapshot(&mark.handle, &handle_of(fd)?.to_bytes());
+        Ok(mark) if mark.handle == own => return Ok(Marked::Stub(mark)),
+        Ok(mark) if mark.stage != Stage::There && is_snapshot(&mark.handle, &own) => {
+            return Ok(Marked::Snapshot(mark));
+        }
+        Ok(_) => {
             "its mark belongs to another inode (it is a copy of a stub that was made without its data)"
                 .to_owned()
         }
-        Ok(mark) => return Ok(Marked::Stub(mark)),
     };
-    if !copied_in_part && has_data(fd)? {
+    if has_data(fd)? {
         tracing::info!(
             file = crate::sys::describe(fd),
             why,

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use tierfs::LogId;
 use tierfs::record::Bits;
 use tierfs::residency::Residency;
-use tierfs::stub::Stage;
+use tierfs::stub::{Stage, StubMark};
 
 pub use self::queue::{Cancelled, Filling, Queued, Reached, Waits};
 use self::queue::{Queue, State, There, Waiter};
@@ -182,7 +182,7 @@ impl Recall {
         }
         // The version's transaction tells where in the log its bytes are, near enough.
         let place = match mark::look(fd.as_fd(), self.parts.log_id) {
-            Ok(Marked::Stub(mark)) => mark.version.get(),
+            Ok(Marked::Stub(mark) | Marked::Snapshot(mark)) => mark.version.get(),
             _ => 0,
         };
         let waiter = Waiter::Access {
@@ -335,24 +335,34 @@ impl Recall {
         let Opened::Fd(held) = open_by_handle(root, handle.as_ref(), io::READ)? else {
             return Ok(None);
         };
-        let mut mark = match mark::look(held.as_fd(), self.parts.log_id)? {
+        let (mut mark, original) = match mark::look(held.as_fd(), self.parts.log_id)? {
             Marked::Whole => return Ok(None),
             Marked::Suspect(why) => return Err(FillError::Suspect(why)),
-            Marked::Stub(mark) => mark,
+            Marked::Stub(mark) => (mark, None),
+            Marked::Snapshot(original) => {
+                let handle = handle.to_bytes();
+                let own = StubMark {
+                    handle,
+                    ..original.clone()
+                };
+                (own, Some(original))
+            }
         };
         let filler = Filler {
             fetcher: &self.parts.fetcher,
             catalog: &self.parts.catalog,
             filling,
         };
+        let durable = mark.stage == Stage::There;
         let there = There {
             bytes: 0,
             sealed: mark.seals.0 != 0,
-            news: mark.stage == Stage::There,
+            // The log has a snapshot's file only when it was read.
+            news: durable || original.is_some(),
         };
         // A worker before this one got so far, and programs may use the file: a running one could not be
         // opened for writing.
-        if there.news || (mark.stage == Stage::Filled && filler.is_filled(held.as_fd(), &mark)?) {
+        if durable || (mark.stage == Stage::Filled && filler.is_filled(held.as_fd(), &mark)?) {
             return Ok(Some(there));
         }
         // Who made a stub immutable did not mean that it cannot be read any more. Its flags are in the
@@ -375,11 +385,24 @@ impl Recall {
         if filled.is_err() && sealed {
             self.seal_again(held.as_fd())?;
         }
+        if let (Err(_), Some(original)) = (&filled, &original) {
+            self.stays_a_snapshot(held.as_fd(), original)?;
+        }
         Ok(filled?.map(|bytes| There {
             bytes,
             sealed,
             ..there
         }))
+    }
+
+    /// The file of a snapshot has nothing yet: it is that of the original still.
+    fn stays_a_snapshot(&self, fd: BorrowedFd<'_>, original: &StubMark) -> Result<(), Error> {
+        match mark::look(fd, self.parts.log_id)? {
+            Marked::Stub(mark) if mark.stage == Stage::Rests => {
+                space::set_mark(fd, &original.to_bytes())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The file stays a stub.

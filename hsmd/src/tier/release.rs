@@ -327,7 +327,10 @@ impl Release {
                     open_by_handle(self.mount.root(), handle.as_ref(), io::READ)?
                     && mark::look(fd.as_fd(), self.log_id)? == Marked::Whole
                 {
-                    lock(&self.residency).note_unmarked(row.file);
+                    lock(&self.residency).note_unmarked(Stub {
+                        file: row.file,
+                        handle: handle.to_bytes(),
+                    });
                 }
                 return Err(cannot_open(error));
             }
@@ -357,7 +360,10 @@ impl Release {
     fn leave(&self, file: FileId, handle: &Handle, fd: BorrowedFd<'_>) {
         let left = match mark::look(fd, self.log_id) {
             Ok(Marked::Whole) => {
-                lock(&self.residency).note_unmarked(file);
+                lock(&self.residency).note_unmarked(Stub {
+                    file,
+                    handle: handle.to_bytes(),
+                });
                 self.residents.unprotect(fd)
             }
             Ok(Marked::Stub(mark)) if mark.stage != Stage::Rests => {

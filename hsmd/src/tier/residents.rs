@@ -201,7 +201,7 @@ impl Residents {
                 stopping(shared)?;
                 match self.mark(stub, log_id)? {
                     Listed::Moving(handle) => moving.push(handle),
-                    Listed::Gone => lock(residency).note_deleted(stub.clone()),
+                    Listed::Gone => lock(residency).note_unmarked(stub.clone()),
                     Listed::Stub => {}
                 }
             }

@@ -364,7 +364,7 @@ impl Tier {
     /// Where in the log a stub's data lies; `None` of a file that is whole.
     pub fn place_of_stub(&self, handle: &Handle) -> Result<Option<u64>, Error> {
         Ok(match self.look(handle)? {
-            Some((_, Marked::Stub(mark))) => Some(mark.version.get()),
+            Some((_, Marked::Stub(mark) | Marked::Snapshot(mark))) => Some(mark.version.get()),
             // To be told why not.
             Some((_, Marked::Suspect(_))) => Some(0),
             _ => None,
@@ -376,8 +376,10 @@ impl Tier {
         Ok(match self.look(handle)? {
             Some((_, Marked::Suspect(why))) => Residency::Suspect(why),
             Some((_, Marked::Stub(mark))) if mark.stage.is_filled() => Residency::Resident,
-            Some((fd, Marked::Stub(_))) if mark::has_data(fd.as_fd())? => Residency::Partial,
-            Some((_, Marked::Stub(_))) => Residency::Stub,
+            Some((fd, Marked::Stub(_) | Marked::Snapshot(_))) if mark::has_data(fd.as_fd())? => {
+                Residency::Partial
+            }
+            Some((_, Marked::Stub(_) | Marked::Snapshot(_))) => Residency::Stub,
             _ => Residency::Resident,
         })
     }

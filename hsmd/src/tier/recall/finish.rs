@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use tierfs::residency::Stub;
 use tierfs::stub::Stage;
 
 use super::{AGAIN, Queue, Recall, STUCK, State};
@@ -206,8 +207,11 @@ impl Recall {
         }
         flags::seal(fd.as_fd(), seals)?;
         removed?;
-        if let Marked::Stub(mark) = &marked {
-            lock(&self.parts.residency).note_unmarked(mark.file);
+        if let Marked::Stub(mark) = marked {
+            lock(&self.parts.residency).note_unmarked(Stub {
+                file: mark.file,
+                handle: mark.handle,
+            });
         }
         let news = matches!(lock(&self.queue).states.get(handle), Some(State::There { there, .. }) if there.news);
         if alone.is_some() && !news {
