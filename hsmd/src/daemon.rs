@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -34,6 +34,8 @@ use crate::control;
 use crate::events::{EventReader, EventsHandle};
 use crate::flush::Flusher;
 use crate::policy::engine::Engine;
+use crate::policy::space::Space;
+use crate::policy::watch::{Parts as WatchParts, Watch};
 use crate::preflight;
 use crate::service::{Service, ServiceParts};
 use crate::shared::Shared;
@@ -146,6 +148,7 @@ impl Daemon {
         // Marked before anything is looked at: what changes from here on raises an event.
         let (events, inherited) = inherited.map(Inherited::split).unzip();
         let group = watch(&private, events).map_err(failed)?;
+        let space = Arc::new(Space::default());
         let tier = start_tier(
             inherited,
             &config,
@@ -155,6 +158,7 @@ impl Daemon {
             &group,
             report,
             catalog.log_id(),
+            &space,
         )?;
         shared
             .watched_since
@@ -245,13 +249,14 @@ impl Daemon {
             sweep: sweep_ask,
             asked: asked_out,
             tier: tier.clone(),
+            space: space.clone(),
         };
         let service = Arc::new(Service::new(parts, report));
         let mut more = Threads {
             shared: shared.clone(),
             list: threads,
         };
-        more.start_policies(&config, &service);
+        more.start_policies(&config, &service, &space);
         let threads = more.list;
         let server = start_server(&config, service)?;
         shared.wake();
@@ -380,6 +385,7 @@ fn start_tier(
     events: &Group,
     report: &preflight::Report,
     log_id: tierfs::LogId,
+    space: &Arc<Space>,
 ) -> Result<Option<Arc<Tier>>, Refusal> {
     let Some(inherited) = inherited else {
         return Ok(None);
@@ -393,6 +399,7 @@ fn start_tier(
         log_id,
         fs_uuid: report.fs_uuid,
         fs_type: &report.fs_type,
+        space: space.clone(),
     };
     Tier::new(inherited, parts)
         .map(|tier| Some(Arc::new(tier)))
@@ -515,14 +522,31 @@ impl Threads {
         }
     }
 
-    fn start_policies(&mut self, config: &Config, service: &Arc<Service>) {
-        if let Some(file) = &config.policies {
-            let engine = Engine::new(service.clone(), self.shared.clone(), file.clone());
-            self.start("policies", move || {
-                engine.run();
-                Ok(())
-            });
-        }
+    fn start_policies(&mut self, config: &Config, service: &Arc<Service>, space: &Arc<Space>) {
+        // Without a policy they are dropped, and whoever asks for room hears that there is none.
+        let requests = space.requests();
+        let (Some(file), Some(requests)) = (&config.policies, requests) else {
+            return;
+        };
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let engine = Engine::new(service.clone(), self.shared.clone(), file.clone());
+        let ends = cancelled.clone();
+        self.start("policies", move || {
+            engine.run(&ends);
+            Ok(())
+        });
+        let watch = Watch::new(WatchParts {
+            core: service.clone(),
+            shared: self.shared.clone(),
+            file: file.clone(),
+            space: space.clone(),
+            requests,
+            cancelled,
+        });
+        self.start("space", move || {
+            watch.run();
+            Ok(())
+        });
     }
 
     fn spawn(

@@ -34,9 +34,10 @@ use crate::control::model::{
     VerifyDone, VerifyProgress, VolumeState, VolumeStatus, Waiting,
 };
 use crate::control::when::When;
-use crate::control::{Core, CoreError};
+use crate::control::{Core, CoreError, Freed};
 use crate::events::EventsHandle;
 use crate::flush;
+use crate::policy::space::Space;
 use crate::preflight::Report;
 use crate::shared::Shared;
 use crate::sys::handle::{Handle, handle_at, handle_of};
@@ -69,6 +70,7 @@ pub struct Service {
     sweep: Sender<()>,
     asked: Sender<Asked>,
     tier: Option<Arc<Tier>>,
+    space: Arc<Space>,
     started: Time,
     begun: Instant,
     /// Names that the log had at the start.
@@ -99,6 +101,8 @@ pub struct ServiceParts {
     pub asked: Sender<Asked>,
     /// Release and recall, where hsmd exposes the filesystem.
     pub tier: Option<Arc<Tier>>,
+    /// What the watcher of the free space says.
+    pub space: Arc<Space>,
 }
 
 fn lsn_of(value: u64) -> Option<u64> {
@@ -129,6 +133,7 @@ impl Service {
             sweep,
             asked,
             tier,
+            space,
         } = parts;
         let names = Reader::open(&config.catalog)
             .and_then(|reader| reader.queries().counts())
@@ -148,6 +153,7 @@ impl Service {
             sweep,
             asked,
             tier,
+            space,
             started: Time::now(),
             begun: Instant::now(),
         }
@@ -457,6 +463,7 @@ impl Core for Service {
                     every_file: counts.everything,
                 }
             }),
+            space: self.space.status(),
             catalog: self.catalog_status(reader),
             memory_bytes: resident_bytes(),
         }
@@ -655,6 +662,10 @@ impl Core for Service {
         cancelled: &Arc<AtomicBool>,
     ) -> Result<Vec<(FileId, String)>, CoreError> {
         self.act_on(action, files, cancelled)
+    }
+
+    fn release(&self, files: &[FileId]) -> Result<Freed, CoreError> {
+        self.release_files(files)
     }
 
     fn stop(&self) {

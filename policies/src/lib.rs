@@ -12,6 +12,7 @@
 pub mod decide;
 pub mod expression;
 pub mod rules;
+pub mod space;
 pub mod statement;
 pub mod units;
 

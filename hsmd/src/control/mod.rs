@@ -92,6 +92,14 @@ pub trait Core: Send + Sync + 'static {
         cancelled: &Arc<AtomicBool>,
     ) -> Result<Vec<(tierfs::FileId, String)>, CoreError>;
 
+    /// Releases files.
+    fn release(&self, _files: &[tierfs::FileId]) -> Result<Freed, CoreError> {
+        Err(self
+            .tier()
+            .err()
+            .unwrap_or_else(|| CoreError::Unavailable("files cannot be released here".to_owned())))
+    }
+
     /// Begins to stop the daemon; does not wait for it.
     fn stop(&self);
 
@@ -106,6 +114,17 @@ pub trait Core: Send + Sync + 'static {
             "hsmd does not mount this filesystem itself, so that files can be logged but not released: set `device` in its configuration, see hsmd.toml(5)".to_owned(),
         ))
     }
+}
+
+/// What a release of files gave.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Freed {
+    /// Bytes of the disk that are free now.
+    pub bytes: u64,
+    /// Files that stay for now, and why: they are in use, changed, pinned.
+    pub refused: Vec<(tierfs::FileId, String)>,
+    /// Files that could not be released, and why: that is a fault of something.
+    pub failed: Vec<(tierfs::FileId, String)>,
 }
 
 /// Why the daemon did not do what it was asked for. Each message names the object, the cause and

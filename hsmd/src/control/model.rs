@@ -14,11 +14,13 @@ use super::when::When;
 
 mod policy;
 mod queue;
+mod space;
 
 pub use policy::{
     Clause, ColumnValue, DirectoryUsage, Explanation, Found, FoundFile, MaybePath, PathFailure,
     PinsDone, PolicyFile, PolicyRun, RuleDone, RuleExplained,
 };
+pub use space::{SpaceState, SpaceStatus};
 
 pub use queue::{
     CancelDone, Needs, QueueList, QueueStage, QueueWaiter, QueuedFile, RecallPart, RecallPlan,
@@ -82,6 +84,8 @@ pub struct Status {
     pub unrestorable_files: u64,
     /// Release and recall; null where hsmd does not expose the filesystem.
     pub released: Option<ReleasedStatus>,
+    /// The room on the watched filesystem, and what keeps it; null where no rule has a watermark.
+    pub space: Option<SpaceStatus>,
     /// The catalog.
     pub catalog: CatalogStatus,
     /// Resident memory of the daemon.

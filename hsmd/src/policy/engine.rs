@@ -1,25 +1,27 @@
 //! The thread that runs rules when they are due.
 //!
-//! It looks at the clock, at how full the filesystem is and at the spool once a second, and reads the
-//! policy file when that has changed. While the file has a fault no rule runs, and status says so. When
-//! each rule ran last is remembered only as long as the daemon runs.
+//! It looks at the clock and at the spool once a second, and reads the policy file when that has changed.
+//! While the file has a fault no rule runs, and status says so. When each rule ran last is remembered only
+//! as long as the daemon runs. Watermarks are not its business: a rule may run for hours, and a disk that
+//! fills does not wait ([`super::watch`]).
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use policies::decide::{Usage, next_run};
+use policies::decide::next_run;
 use policies::{Policy, Rule};
 
-use super::{Done, How, load, run};
+use super::file::PolicyFile;
+use super::{Done, How, run};
 use crate::control::Core;
 use crate::shared::Shared;
 
 const TICK: Duration = Duration::from_secs(1);
-/// A rule that could free nothing, or failed, is not asked again for so long, however full the disk is.
+/// A rule that did nothing, or failed, is not asked again for so long, however full the spool is.
 const REST: Duration = Duration::from_mins(1);
 /// Failures named in the journal for each run.
 const NAMED: usize = 5;
@@ -28,10 +30,8 @@ const NAMED: usize = 5;
 pub struct Engine {
     core: Arc<dyn Core>,
     shared: Arc<Shared>,
-    file: PathBuf,
+    file: PolicyFile,
     begun: i64,
-    stamp: Option<(SystemTime, u64)>,
-    policy: Option<Policy>,
     last: HashMap<String, i64>,
     rests: HashMap<String, Instant>,
 }
@@ -42,19 +42,15 @@ impl Engine {
         Self {
             core,
             shared,
-            file,
+            file: PolicyFile::new(file),
             begun: unix_now(),
-            stamp: None,
-            policy: None,
             last: HashMap::new(),
             rests: HashMap::new(),
         }
     }
 
-    /// Runs what is due until the daemon stops.
-    pub fn run(mut self) {
-        // Set when the daemon stops, so that a long run ends too.
-        let cancelled = Arc::new(AtomicBool::new(false));
+    /// Runs what is due until the daemon stops; then sets `cancelled`, so that what takes long ends too.
+    pub fn run(mut self, cancelled: &Arc<AtomicBool>) {
         let stopper = (self.shared.clone(), cancelled.clone());
         std::thread::scope(|scope| {
             scope.spawn(move || {
@@ -64,7 +60,7 @@ impl Engine {
                 stopper.1.store(true, std::sync::atomic::Ordering::Relaxed);
             });
             while !self.shared.stopping() {
-                self.turn(&cancelled);
+                self.turn(cancelled);
                 let next = Instant::now() + TICK;
                 while Instant::now() < next && !self.shared.stopping() {
                     let left = next.saturating_duration_since(Instant::now());
@@ -75,49 +71,20 @@ impl Engine {
     }
 
     fn turn(&mut self, cancelled: &Arc<AtomicBool>) {
-        self.read();
-        let Some(policy) = self.policy.take() else {
+        let Some(policy) = self.file.read(&self.shared) else {
             return;
         };
-        let usage = self.core.usage().ok();
         for rule in &policy.rules {
             if self.shared.stopping() {
                 break;
             }
-            if self.is_due(rule, usage) {
+            if self.is_due(rule) {
                 self.run_rule(&policy, rule, cancelled);
             }
         }
-        self.policy = Some(policy);
     }
 
-    /// Reads the file where it is another than before.
-    fn read(&mut self) {
-        let stamp = stamp(&self.file);
-        if stamp.is_some() && stamp == self.stamp {
-            return;
-        }
-        self.stamp = stamp;
-        match load(&self.file) {
-            Ok(policy) => {
-                tracing::info!(rules = policy.rules.len(), file = %self.file.display(), "policy read");
-                self.shared.well("policy");
-                self.policy = Some(policy);
-            }
-            Err(error) => {
-                self.policy = None;
-                self.shared.trouble(
-                    "policy",
-                    true,
-                    "no rule runs: the policy has a fault",
-                    error.to_string(),
-                    "mend it, check it with `tierctl policy check`; it is read again when it changes",
-                );
-            }
-        }
-    }
-
-    fn is_due(&self, rule: &Rule, usage: Option<Usage>) -> bool {
+    fn is_due(&self, rule: &Rule) -> bool {
         let rests = self.rests.get(&rule.name);
         if rests.is_some_and(|until| Instant::now() < *until) {
             return false;
@@ -126,12 +93,9 @@ impl Engine {
         let by_clock = rule.schedule.is_some_and(|schedule| {
             unix_now() >= next_run(schedule, last, self.begun, local_offset())
         });
-        let too_full = usage
-            .zip(rule.watermarks)
-            .is_some_and(|(usage, marks)| usage.to_free(marks).is_some());
         let spool_full =
             rule.spool_full && self.shared.troubles().iter().any(|(key, _)| key == "spool");
-        by_clock || too_full || spool_full
+        by_clock || spool_full
     }
 
     fn run_rule(&mut self, policy: &Policy, rule: &Rule, cancelled: &Arc<AtomicBool>) {
@@ -203,11 +167,6 @@ impl Engine {
             ),
         }
     }
-}
-
-fn stamp(file: &Path) -> Option<(SystemTime, u64)> {
-    let meta = std::fs::metadata(file).ok()?;
-    Some((meta.modified().ok()?, meta.len()))
 }
 
 fn unix_now() -> i64 {

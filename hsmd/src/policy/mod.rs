@@ -4,9 +4,13 @@
 //! SQLite over [`tierfs::files`], what is done to them by [`Core::act`]. A rule's files are found first and
 //! then acted on in batches: a search over a large catalog does not stay open while tapes turn.
 
+mod candidates;
 pub mod engine;
+mod file;
+pub mod space;
 #[cfg(test)]
 mod tests;
+pub mod watch;
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;

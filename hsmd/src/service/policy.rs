@@ -13,10 +13,11 @@ use tierfs::{FileId, Lsn, Time};
 
 use super::{Service, TICK};
 use crate::committer::Asked;
-use crate::control::{Core, CoreError};
+use crate::control::{Core, CoreError, Freed};
 use crate::sys::handle::Handle;
-use crate::sys::io;
+use crate::sys::{io, space};
 use crate::tier::recall::Outcome;
+use crate::tier::release::Refused;
 
 /// A rule that migrates waits so long for the volumes; then its files count as failed.
 const MIGRATE_PATIENCE: Duration = Duration::from_mins(10);
@@ -44,12 +45,17 @@ impl Service {
             ))
         })?;
         let block = stat.fragment_size();
+        let used = stat.blocks().saturating_sub(stat.blocks_free());
+        let available = stat.blocks_available().saturating_mul(block);
+        // What writers have in memory only has its space on ext4 and XFS. btrfs says nothing of it, and it
+        // may be all that is free.
+        let unwritten = match self.fs_type.as_str() {
+            "btrfs" => space::unwritten_on_btrfs(&self.fs_uuid).min(available),
+            _ => 0,
+        };
         Ok(Usage {
-            used: stat
-                .blocks()
-                .saturating_sub(stat.blocks_free())
-                .saturating_mul(block),
-            available: stat.blocks_available().saturating_mul(block),
+            used: used.saturating_mul(block).saturating_add(unwritten),
+            available: available - unwritten,
         })
     }
 
@@ -97,18 +103,31 @@ impl Service {
         match action {
             Action::Pin => self.log_pins(files, true).map(|_| Vec::new()),
             Action::Migrate => self.migrate(files, cancelled),
-            Action::Release => self.release(files),
+            Action::Release => {
+                let Freed {
+                    mut refused,
+                    failed,
+                    ..
+                } = self.release_files(files)?;
+                refused.extend(failed);
+                Ok(refused)
+            }
             Action::Recall => self.recall(files, cancelled),
         }
     }
 
-    fn release(&self, files: &[FileId]) -> Result<Vec<(FileId, String)>, CoreError> {
-        let mut failed = Vec::new();
-        self.tier()?.release(files, &mut |file, result| {
-            if let Err(refused) = result {
-                failed.push((file, refused.to_string()));
-            }
-        })?;
+    pub(super) fn release_files(&self, files: &[FileId]) -> Result<Freed, CoreError> {
+        let mut freed = Freed::default();
+        self.tier()?
+            .release(files, &mut |file, result| match result {
+                Ok(released) => freed.bytes += released.freed,
+                // Somebody else was quicker.
+                Err(Refused::Already) => {}
+                Err(refused) if refused.is_fault() => {
+                    freed.failed.push((file, refused.to_string()));
+                }
+                Err(refused) => freed.refused.push((file, refused.to_string())),
+            })?;
         // btrfs counts space as free when the transaction that gave it back is committed, up to half a
         // minute later: until then it would seem that more must be released.
         if self.fs_type == "btrfs"
@@ -116,7 +135,7 @@ impl Service {
         {
             tracing::warn!(%error, "released space is not free yet");
         }
-        Ok(failed)
+        Ok(freed)
     }
 
     /// Recalls files, and waits for them.

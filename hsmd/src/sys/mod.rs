@@ -25,6 +25,7 @@ pub mod mount;
 pub mod pagecache;
 pub mod permission;
 pub mod process;
+pub mod quota;
 pub mod schedule;
 pub mod seek;
 pub mod space;

@@ -49,6 +49,24 @@ pub fn reserve(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<(), Error> {
     fallocate(fd, libc::FALLOC_FL_KEEP_SIZE, offset, len, "fallocate")
 }
 
+/// Bytes that are promised to writers on a btrfs and not on the disk yet, which statvfs(3) counts as free.
+/// 0 where the kernel does not say.
+pub fn unwritten_on_btrfs(uuid: &str) -> u64 {
+    let dir = std::path::Path::new("/sys/fs/btrfs")
+        .join(uuid)
+        .join("allocation");
+    let read = |kind: &str, what: &str| -> u64 {
+        let text = std::fs::read_to_string(dir.join(kind).join(what));
+        text.ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(0)
+    };
+    // Small ones have data and metadata together.
+    let all =
+        ["data", "mixed"].map(|kind| read(kind, "bytes_may_use") + read(kind, "bytes_reserved"));
+    all.iter().sum()
+}
+
 /// Writes all of `bytes`.
 pub fn write_at(fd: BorrowedFd<'_>, bytes: &[u8], offset: u64) -> Result<(), Error> {
     let mut done = 0;

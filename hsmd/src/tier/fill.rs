@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use tierfs::catalog::{self, ExtentRow, Reader};
 use tierfs::stub::{Stage, StubMark};
 
+use super::full::{self, Full};
 use super::mtime::Mtime;
 use super::recall::Filling;
 use crate::capture::facts::time_of;
@@ -36,6 +37,9 @@ pub enum FillError {
     /// The filesystem failed.
     #[error(transparent)]
     Sys(#[from] Error),
+    /// There is no room for it.
+    #[error(transparent)]
+    Full(#[from] Full),
     /// The catalog cannot say what is logged of it.
     #[error(transparent)]
     Catalog(#[from] catalog::Error),
@@ -51,10 +55,7 @@ impl FillError {
     /// What a program that waits for the file gets to hear.
     pub fn errno(&self) -> i32 {
         match self {
-            Self::Sys(error) => match error.errno() {
-                Some(errno @ (libc::ENOSPC | libc::EDQUOT)) => errno,
-                _ => libc::EIO,
-            },
+            Self::Full(full) => full.errno,
             _ => libc::EIO,
         }
     }
@@ -91,6 +92,8 @@ impl Filler<'_> {
             .next()
             .transpose()?
             .is_none_or(|first| first.content == Content::Hole && first.len == end);
+        let wanted = self.wanted(fd, mark, end)?;
+        full::check(fd, wanted)?;
         let mut mtime = if mark.stage == Stage::Moving {
             Mtime::regain(fd, (mark.mtime.seconds, mark.mtime.nanos))?
         } else {
@@ -103,9 +106,10 @@ impl Filler<'_> {
             ..mark.clone()
         };
         if moving != *mark {
-            space::set_mark(fd, &moving.to_bytes())?;
+            let set = space::set_mark(fd, &moving.to_bytes());
+            set.map_err(|error| full::of(fd, wanted, error.into()))?;
         }
-        let filled = self.fill_to(fd, mark, end, &mut mtime);
+        let filled = full::held(fd, wanted, || self.fill_to(fd, mark, end, &mut mtime));
         let mut rests = false;
         if filled.is_err() && empty {
             // No half-filled file takes space that others need.
@@ -149,6 +153,22 @@ impl Filler<'_> {
             Ok(())
         })?;
         Ok(same)
+    }
+
+    /// How much of the disk the file's bytes will take at most.
+    fn wanted(&self, fd: BorrowedFd<'_>, mark: &StubMark, end: u64) -> Result<u64, FillError> {
+        let there = stat_of(fd)?.blocks.saturating_mul(512);
+        let mut logged = end;
+        // A large file may have large holes.
+        if end >= RESERVE_FROM && there < end {
+            let reader = Reader::open(self.catalog)?;
+            logged = 0;
+            for_each_extent(&reader, mark, end, |extent| {
+                logged += extent.range.len;
+                Ok(())
+            })?;
+        }
+        Ok(logged.saturating_sub(there))
     }
 
     fn fill_to(

@@ -10,6 +10,7 @@
 
 pub mod exposure;
 mod fill;
+mod full;
 pub mod guard;
 pub mod keeper;
 pub mod mark;
@@ -22,6 +23,9 @@ pub mod worker;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tierfs::FileId;
 
 use crate::shared::lock;
 use crate::sys::handle::Handle;
@@ -50,6 +54,37 @@ impl Vouched {
     /// Whether a file with this change time is as it was logged.
     pub fn knows(&self, handle: &Handle, ctime: stat::Time) -> bool {
         lock(&self.files).get(handle) == Some(&ctime)
+    }
+}
+
+/// Files that were recalled not long ago: they are released again only when nothing else is left, however
+/// cold the catalog believes them to be.
+#[derive(Default)]
+pub struct Recalled {
+    files: Mutex<HashMap<FileId, Instant>>,
+}
+
+impl Recalled {
+    /// Afterwards it is like any other file.
+    const LONG_AGO: Duration = Duration::from_mins(10);
+    /// More are forgotten.
+    const MAX: usize = 200_000;
+
+    /// A file was recalled just now.
+    pub fn note(&self, file: FileId) {
+        let mut files = lock(&self.files);
+        if files.len() >= Self::MAX {
+            files.retain(|_, when| when.elapsed() < Self::LONG_AGO);
+        }
+        if files.len() < Self::MAX {
+            files.insert(file, Instant::now());
+        }
+    }
+
+    /// When it was recalled, if that is not long ago.
+    pub fn when(&self, file: FileId) -> Option<Instant> {
+        let when = lock(&self.files).get(&file).copied();
+        when.filter(|when| when.elapsed() < Self::LONG_AGO)
     }
 }
 

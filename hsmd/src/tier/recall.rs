@@ -11,6 +11,7 @@
 
 mod finish;
 mod queue;
+mod room;
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -28,8 +29,9 @@ use self::queue::{Queue, State, There, Waiter};
 use super::fill::{FillError, Filler};
 use super::mark::{self, Marked};
 use super::residents::Residents;
-use super::{Busy, Vouched};
+use super::{Busy, Recalled, Vouched};
 use crate::fetch::Fetcher;
+use crate::policy::space::Space;
 use crate::shared::{Shared, lock};
 use crate::sys::handle::{Handle, Opened, handle_of, open_by_handle};
 use crate::sys::link::Handed;
@@ -43,6 +45,7 @@ const GATHER: Duration = Duration::from_millis(50);
 const AWAY: &str = "recall-away";
 const BROKEN: &str = "recall-broken";
 const STUCK: &str = "recall-stuck";
+const FULL: &str = "recall-no-room";
 /// How long a recall that could not be served rests.
 const AGAIN: Duration = Duration::from_secs(1);
 /// How long a file is left to the release that works on it.
@@ -95,6 +98,10 @@ pub struct Parts {
     pub busy: Arc<Busy>,
     /// Files that were found to be as logged.
     pub vouched: Arc<Vouched>,
+    /// Files that were recalled not long ago.
+    pub recalled: Arc<Recalled>,
+    /// Who makes room.
+    pub space: Arc<Space>,
     /// How long a program waits for a copy that is away.
     pub wait: Duration,
 }
@@ -109,8 +116,8 @@ pub struct Recall {
     wake: Condvar,
     finish: Condvar,
     answer: AnswerTo,
-    /// What could not be recalled when it was tried last: whether trying again can help, and why.
-    failing: Mutex<HashMap<Handle, (bool, String)>>,
+    /// What could not be recalled when it was tried last: the notice that tells it, and why.
+    failing: Mutex<HashMap<Handle, (&'static str, String)>>,
     /// What is there and cannot be finished.
     stuck: Mutex<HashSet<Handle>>,
 }
@@ -307,8 +314,8 @@ impl Recall {
             // A release has it, with hundreds of others: no thread waits for that.
             return self.leave(handle, filling, Instant::now() + SOON);
         };
-        let result = self.fill(handle, filling);
-        drop(held);
+        let fill = || self.fill(handle, filling);
+        let result = self.fill_with_room(handle, held, fill, &|| filling.stops());
         match result {
             Ok(Some(there)) => self.is_there(handle, there),
             Ok(None) => {
@@ -377,7 +384,12 @@ impl Recall {
         }
         let write = libc::O_RDWR | libc::O_NOFOLLOW | libc::O_NOATIME;
         let filled = match open_by_handle(root, handle.as_ref(), write) {
-            Ok(Opened::Fd(fd)) => filler.fill(fd.as_fd(), &mark).map(Some),
+            Ok(Opened::Fd(fd)) => {
+                let filled = filler.fill(fd.as_fd(), &mark);
+                filled
+                    .map(Some)
+                    .inspect(|_| self.parts.recalled.note(mark.file))
+            }
             Ok(Opened::Stale) => Ok(None),
             Err(error) => Err(error.into()),
         };
@@ -491,13 +503,25 @@ impl Recall {
 
     /// Says what cannot be recalled: that no copy is within reach, apart from what is worse.
     fn tell_failure(&self, handle: &Handle, error: &FillError) {
-        let away = error.may_pass();
+        let key = match error {
+            FillError::Full(_) => FULL,
+            error if error.may_pass() => AWAY,
+            _ => BROKEN,
+        };
         let why = format!("{}: {error}", self.name_of(handle));
         let mut failing = lock(&self.failing);
-        failing.insert(handle.clone(), (away, error.to_string()));
-        let count = failing.values().filter(|(other, _)| *other == away).count();
+        failing.insert(handle.clone(), (key, error.to_string()));
+        let count = failing.values().filter(|(other, _)| *other == key).count();
         drop(failing);
-        if away {
+        if key == FULL {
+            self.parts.shared.trouble(
+                FULL,
+                false,
+                format!("{count} released files are wanted, and there is no room for them"),
+                why,
+                "make room: delete or unpin something, let a rule of the policy release more (hsm-policy(5)), or raise the quota; whoever opens the file again tries again",
+            );
+        } else if key == AWAY {
             self.parts.shared.trouble(
                 AWAY,
                 false,
@@ -523,12 +547,12 @@ impl Recall {
         }
         drop(stuck);
         let mut failing = lock(&self.failing);
-        let Some((away, _)) = failing.remove(handle) else {
+        let Some((key, _)) = failing.remove(handle) else {
             return;
         };
-        if failing.values().all(|(other, _)| *other != away) {
+        if failing.values().all(|(other, _)| *other != key) {
             drop(failing);
-            self.parts.shared.well(if away { AWAY } else { BROKEN });
+            self.parts.shared.well(key);
         }
     }
 

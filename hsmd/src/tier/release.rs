@@ -89,6 +89,18 @@ pub enum Refused {
     Catalog(#[from] catalog::Error),
 }
 
+impl Refused {
+    /// Whether something is wrong; else the file is in a state in which it has to stay.
+    pub fn is_fault(&self) -> bool {
+        match self {
+            // XFS does not punch where the owner's quota is used up to the last block.
+            Self::Sys(error) => error.errno() != Some(libc::EDQUOT),
+            Self::NotCopied(_) | Self::Catalog(_) => true,
+            _ => false,
+        }
+    }
+}
+
 /// A file's space is given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Released {

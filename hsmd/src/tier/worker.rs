@@ -15,11 +15,12 @@ use super::mark::{self, Marked};
 use super::recall::{self, Outcome, Queued, Recall};
 use super::release::{self, Refused, Release, Released};
 use super::residents::{Residents, ResidentsError};
-use super::{Busy, Vouched};
+use super::{Busy, Recalled, Vouched};
 use crate::board::Board;
 use crate::capture::hints::{Beside, Key, Look};
 use crate::config::Config;
 use crate::fetch::{self, Fetcher};
+use crate::policy::space::Space;
 use crate::shared::{Shared, lock};
 use crate::sys::Error;
 use crate::sys::fanotify::Group;
@@ -87,6 +88,8 @@ pub struct Parts<'p> {
     pub fs_uuid: [u8; 16],
     /// Its type.
     pub fs_type: &'p str,
+    /// Who makes room for recalls.
+    pub space: Arc<Space>,
 }
 
 /// Why release and recall cannot be had.
@@ -111,6 +114,7 @@ pub struct Tier {
     residents: Arc<Residents>,
     residency: Arc<Mutex<StubList>>,
     vouched: Arc<Vouched>,
+    recalled: Arc<Recalled>,
     link: Arc<OwnedFd>,
     catalog: PathBuf,
     log_id: LogId,
@@ -131,6 +135,7 @@ impl Tier {
             log_id,
             fs_uuid,
             fs_type,
+            space,
         } = parts;
         let group = PermissionGroup::from_fd(inherited.group);
         let wanted = Asked {
@@ -150,6 +155,7 @@ impl Tier {
         let list = Arc::new(Mutex::new(list));
         let busy = Arc::new(Busy::default());
         let vouched = Arc::new(Vouched::default());
+        let recalled = Arc::new(Recalled::default());
         let volumes: Vec<PathBuf> = config.volumes().map(ToOwned::to_owned).collect();
         let spool = config.spool.clone();
         let look = move || {
@@ -174,6 +180,8 @@ impl Tier {
                 residency: list.clone(),
                 busy: busy.clone(),
                 vouched: vouched.clone(),
+                recalled: recalled.clone(),
+                space,
                 wait: config.recall_wait,
             },
             Box::new(answer),
@@ -196,6 +204,7 @@ impl Tier {
             residents,
             residency: list,
             vouched,
+            recalled,
             link,
             catalog: config.catalog.clone(),
             log_id,
@@ -354,6 +363,11 @@ impl Tier {
     /// Whether a file that has this change time is known to be as it was logged.
     pub fn vouches(&self, handle: &Handle, ctime: crate::sys::stat::Time) -> bool {
         self.vouched.knows(handle, ctime)
+    }
+
+    /// When a file was recalled, if that is not long ago.
+    pub fn recalled(&self, file: FileId) -> Option<Instant> {
+        self.recalled.when(file)
     }
 
     /// Whether a file could be released as far as the log says; gives its size.

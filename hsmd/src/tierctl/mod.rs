@@ -16,6 +16,7 @@ mod pin;
 mod policy;
 mod progress;
 mod queue;
+mod space;
 mod state;
 pub mod status;
 mod tier;

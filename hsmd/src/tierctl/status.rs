@@ -525,6 +525,11 @@ fn counters(status: &Status) -> String {
             size(status.catalog.bytes)
         ),
     );
+    if let Some(space) = &status.space {
+        let [full, limit] = super::space::text(space);
+        text += &line("space", &full);
+        text += &line("", &limit);
+    }
     if let Some(released) = &status.released {
         let wanted = match (released.wanted, released.waiting) {
             (0, 0) => "none is wanted now".to_owned(),

@@ -13,8 +13,8 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use hsmd::control::client::Client;
 use hsmd::control::model::{
     CatalogStatus, Event, EventCounts, Lag, Located, Pending, PoolStatus, ReleasedStatus,
-    SpoolStatus, State, Status, SweepStatus, SyncDone, SyncRequest, VerifyDone, VerifyProgress,
-    VolumeState, VolumeStatus,
+    SpaceState, SpaceStatus, SpoolStatus, State, Status, SweepStatus, SyncDone, SyncRequest,
+    VerifyDone, VerifyProgress, VolumeState, VolumeStatus,
 };
 use hsmd::control::server::{Access, Options, Server};
 use hsmd::control::when::When;
@@ -89,6 +89,22 @@ pub fn all_well() -> Status {
             wanted: 2,
             waiting: 3,
             every_file: false,
+        }),
+        space: Some(SpaceStatus {
+            state: SpaceState::Releasing,
+            used_percent: 91,
+            available_bytes: 92 << 30,
+            rule: "make-room".to_owned(),
+            high_watermark: 90,
+            low_watermark: 80,
+            headroom_bytes: 100 << 30,
+            write_bytes_per_s: 40 << 20,
+            write_bytes_per_s_max: 210 << 20,
+            release_latency_ms: Some(640),
+            release_bytes_per_s: Some(900 << 20),
+            limit_bytes_per_s: Some(900 << 20),
+            released_files: 1234,
+            released_bytes: 17 << 30,
         }),
         catalog: CatalogStatus {
             path: "/var/lib/hsmd/catalog.db".to_owned(),

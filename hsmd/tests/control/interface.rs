@@ -133,6 +133,7 @@ fn samples() -> Vec<(&'static str, BTreeSet<String>)> {
             }),
         ),
         ("ReleasedStatus", keys(&status.released)),
+        ("SpaceStatus", keys(&status.space)),
         ("PathName", keys(&path)),
         (
             "Moved",

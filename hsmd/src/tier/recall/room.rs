@@ -1,0 +1,54 @@
+//! Recall where there is no room: other files give theirs first.
+
+use super::{FillError, Handle, Recall};
+use crate::policy::space::{Made, Whose};
+use crate::tier::Held;
+
+/// Others take the room that was made, too: so often it is tried again.
+const TRIES: usize = 10;
+/// What is within a quota is taken by its user alone; and where it does not help that his files are released,
+/// it is another quota.
+const TRIES_WITHIN_QUOTA: usize = 2;
+
+impl Recall {
+    /// Fills a file; where its bytes do not fit, other files are released first, and it is tried again. The
+    /// inode is held (`held`) while it is filled, and not while room is made.
+    pub(super) fn fill_with_room<'r, T>(
+        &'r self,
+        handle: &Handle,
+        mut held: Held<'r>,
+        fill: impl Fn() -> Result<T, FillError>,
+        stops: &dyn Fn() -> bool,
+    ) -> Result<T, FillError> {
+        let mut tries = 0;
+        loop {
+            let result = fill();
+            let full = match result {
+                Err(FillError::Full(full)) => full,
+                result => return result,
+            };
+            let (whose, most) = if full.errno == libc::EDQUOT {
+                let (uid, gid) = (full.uid, full.gid);
+                (Whose::Of { uid, gid }, TRIES_WITHIN_QUOTA)
+            } else {
+                (Whose::Anybodys, TRIES)
+            };
+            let bytes = match whose {
+                Whose::Of { .. } => Some(full.wanted),
+                // A moment ago it may have been so.
+                Whose::Anybodys if tries == 0 => Some(full.wanted),
+                Whose::Anybodys => full.more(self.parts.mount.root()),
+            };
+            let Some(bytes) = bytes.filter(|_| tries < most) else {
+                return Err(FillError::Full(full));
+            };
+            tries += 1;
+            drop(held);
+            let stops = || self.parts.shared.stopping() || stops();
+            match self.parts.space.make(bytes, whose, &stops) {
+                Made::Room => held = self.parts.busy.hold(handle),
+                Made::None(why) => return Err(FillError::Full(full.because(why))),
+            }
+        }
+    }
+}
