@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import rows_daemon
+import rows_space
 import rows_tier
 import rows_tree
 from common import Bench, Row, note
@@ -24,6 +25,7 @@ ROWS = {
     "memory": rows_daemon.memory,
     "stubs": rows_daemon.stubs,
     "scan": rows_daemon.scan,
+    "space": rows_space.space,
     "latency": rows_daemon.latency,
     "idle": rows_daemon.idle,
     "warm": rows_tier.warm,

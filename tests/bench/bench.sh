@@ -3,8 +3,8 @@
 #
 #   tests/bench/bench.sh [--rounds N] [--baselines] [--readme] [ROW ...]
 #
-# ROW is one or more of: adopt replay unpack overwrite memory stubs scan latency idle warm create recall
-# read release start (default: all).
+# ROW is one or more of: adopt replay unpack overwrite memory stubs scan space latency idle warm create
+# recall read release start (default: all).
 # --baselines measures only the other programs; --readme writes the table into README.md.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)

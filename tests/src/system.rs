@@ -29,6 +29,7 @@ pub struct Setup {
     pools: usize,
     exposed: bool,
     managed: bool,
+    mkfs: &'static [&'static str],
     settings: Vec<(String, String)>,
 }
 
@@ -41,6 +42,7 @@ impl Setup {
             pools: 1,
             exposed: false,
             managed: false,
+            mkfs: &[],
             settings: Vec::new(),
         };
         setup
@@ -59,6 +61,13 @@ impl Setup {
     #[must_use]
     pub fn exposed(mut self) -> Self {
         self.exposed = true;
+        self
+    }
+
+    /// Further arguments of mkfs.
+    #[must_use]
+    pub fn mkfs(mut self, options: &'static [&'static str]) -> Self {
+        self.mkfs = options;
         self
     }
 
@@ -90,7 +99,7 @@ impl Setup {
         let home = Home::new();
         let mut system = System {
             daemon: None,
-            fs: LoopFs::new(self.kind, self.bytes),
+            fs: LoopFs::with_options(self.kind, self.bytes, self.mkfs),
             home,
             bytes: self.bytes,
             settings: self.settings,

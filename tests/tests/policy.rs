@@ -348,7 +348,8 @@ max_files = 2
         files.iter().all(|path| on_disk(path)),
         "below the high watermark"
     );
-    while used() < 42 {
+    // The watcher sees the mark passed within a blink: what is written from then on stays.
+    while in_use() < 42 && on_disk(&files[0]) {
         let path = write(
             &system,
             &format!("big/{:03}", files.len()),
@@ -358,7 +359,7 @@ max_files = 2
         files.push(path);
     }
     system.sync_all();
-    eventually("the low watermark is reached", || in_use() <= 31);
+    eventually("the low watermark is reached", || in_use() <= 34);
     // And not much further: what is given back is seen at once.
     thread::sleep(Duration::from_secs(3));
     assert!(used() >= 25, "{} % are left", used());
