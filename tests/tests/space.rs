@@ -119,7 +119,7 @@ fn write_at(system: &System, dir: &str, rate: u64, time: Duration) -> Written {
         least: u64::MAX,
         took: Duration::ZERO,
     };
-    let block = content(7777, MIB as usize);
+    let block = content(7777, 1 << 20);
     for number in 0_u64.. {
         let path = dir.join(format!("{number:06}"));
         let mut file = File::create(&path).unwrap_or_else(|error| panic!("{number}: {error}"));
@@ -138,7 +138,7 @@ fn write_at(system: &System, dir: &str, rate: u64, time: Duration) -> Written {
             }
             assert!(left > 0, "{number}: a user would have met a full disk");
             written.bytes += MIB;
-            let due = Duration::from_secs_f64(written.bytes as f64 / rate as f64);
+            let due = Duration::from_millis(written.bytes * 1000 / rate);
             thread::sleep(due.saturating_sub(begun.elapsed()));
         }
         if begun.elapsed() >= time {
