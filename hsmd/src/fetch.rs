@@ -8,8 +8,9 @@
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use media::Volume;
@@ -17,7 +18,7 @@ use media::directory::{self, Found};
 use replay::sources::Sources;
 use tierfs::LogId;
 use tierfs::catalog::{DataLocation, ExtentRow, Queries};
-use tierfs::ids::{DataId, FileId, Hash, SegmentNo};
+use tierfs::ids::{FileId, Hash, SegmentNo};
 use tierfs::layout;
 use tierfs::record::Record;
 use tierfs::scan::{Scan, Step};
@@ -65,18 +66,42 @@ pub fn sources(spool: &Path, volumes: &[PathBuf], log_id: LogId) -> Result<Sourc
     Sources::open(&places)
 }
 
+/// A decompressed frame, or a place for it: who comes while somebody fetches it waits for that.
 struct Frame {
     segment: SegmentNo,
     offset: u64,
-    records: Vec<Record>,
+    records: OnceLock<Result<Vec<Record>, FetchError>>,
 }
 
 impl Frame {
-    fn data(&self, id: DataId) -> Option<&[u8]> {
-        self.records.iter().find_map(|record| match record {
-            Record::Data(data) if data.id == id => Some(data.bytes.as_slice()),
-            _ => None,
-        })
+    fn records(&self) -> &[Record] {
+        match self.records.get() {
+            Some(Ok(records)) => records,
+            _ => &[],
+        }
+    }
+
+    fn data(&self, record: usize) -> &[u8] {
+        match self.records().get(record) {
+            Some(Record::Data(data)) => &data.bytes,
+            _ => &[],
+        }
+    }
+}
+
+/// Bytes of content, where they came from: nothing is copied.
+pub struct Content {
+    frame: Arc<Frame>,
+    record: usize,
+    range: Range<usize>,
+}
+
+impl Deref for Content {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        let record = self.frame.data(self.record);
+        record.get(self.range.clone()).unwrap_or_default()
     }
 }
 
@@ -115,7 +140,7 @@ impl Fetcher {
         queries: Queries<'_>,
         file: FileId,
         extent: &ExtentRow,
-    ) -> Result<Vec<u8>, FetchError> {
+    ) -> Result<Content, FetchError> {
         let told = |why: &str| {
             format!(
                 "the content of file {file} at byte {} cannot be read: {why}; bring the volume that has another copy, or check with `tierctl volume verify`",
@@ -131,36 +156,66 @@ impl Fetcher {
             FetchError::Away(why) => FetchError::Away(told(&why)),
             FetchError::Damaged(why) => damaged(&why),
         })?;
-        let raw = frame.data(extent.data).ok_or_else(|| {
+        let is_it =
+            |record: &Record| matches!(record, Record::Data(data) if data.id == extent.data);
+        let record = frame.records().iter().position(is_it).ok_or_else(|| {
             damaged(&format!(
                 "data record {} is not in segment {} at byte {}",
                 extent.data, place.segment, place.frame_offset
             ))
         })?;
-        let bytes = slice(raw, extent).ok_or_else(|| damaged("the data record is too short"))?;
-        check(extent, bytes).map_err(|why| damaged(&why))?;
-        Ok(bytes.to_vec())
+        let range = range_of(frame.data(record), extent)
+            .ok_or_else(|| damaged("the data record is too short"))?;
+        let content = Content {
+            frame,
+            record,
+            range,
+        };
+        check(extent, &content).map_err(|why| damaged(&why))?;
+        Ok(content)
     }
 
+    /// A frame, kept from before or fetched, once for all who want it now.
     fn frame(&self, place: DataLocation) -> Result<Arc<Frame>, FetchError> {
         let (segment, offset) = (place.segment, place.frame_offset);
-        let known = |frame: &&Arc<Frame>| frame.segment == segment && frame.offset == offset;
-        if let Some(frame) = lock(&self.frames).iter().find(known) {
-            return Ok(frame.clone());
+        let frame = self.kept(segment, offset);
+        let records = frame
+            .records
+            .get_or_init(|| match self.records(segment, offset, false) {
+                Err(_) => self.records(segment, offset, true),
+                records => records,
+            });
+        match records {
+            Ok(_) => Ok(frame),
+            Err(error) => {
+                let error = error.clone();
+                // The next one tries it again.
+                lock(&self.frames).retain(|other| !Arc::ptr_eq(other, &frame));
+                Err(error)
+            }
         }
-        let records = match self.records(segment, offset, false) {
-            Err(_) => self.records(segment, offset, true)?,
-            records => records?,
-        };
-        let frame = Arc::new(Frame {
-            segment,
-            offset,
-            records,
-        });
+    }
+
+    /// The place of a frame among those that are kept; what was used last goes last.
+    fn kept(&self, segment: SegmentNo, offset: u64) -> Arc<Frame> {
         let mut frames = lock(&self.frames);
+        let known = |frame: &Arc<Frame>| frame.segment == segment && frame.offset == offset;
+        let found = frames.iter().position(known);
+        let frame = found.and_then(|at| frames.remove(at)).unwrap_or_else(|| {
+            Arc::new(Frame {
+                segment,
+                offset,
+                records: OnceLock::new(),
+            })
+        });
         frames.push_front(frame.clone());
         frames.truncate(self.kept);
-        Ok(frame)
+        frame
+    }
+
+    /// Gives back what decompressed frames take.
+    pub fn forget(&self) {
+        lock(&self.frames).clear();
     }
 
     /// The places, looked up `again` where that was not just done.
@@ -212,10 +267,11 @@ impl Fetcher {
     }
 }
 
-fn slice<'r>(record: &'r [u8], extent: &ExtentRow) -> Option<&'r [u8]> {
+/// Where in its data record an extent lies.
+fn range_of(record: &[u8], extent: &ExtentRow) -> Option<Range<usize>> {
     let start = usize::try_from(extent.data_offset).ok()?;
-    let len = usize::try_from(extent.range.len).ok()?;
-    record.get(start..)?.get(..len)
+    let end = start.checked_add(usize::try_from(extent.range.len).ok()?)?;
+    (end <= record.len()).then_some(start..end)
 }
 
 fn check(extent: &ExtentRow, mut bytes: &[u8]) -> Result<(), String> {

@@ -19,7 +19,7 @@ use media::Volume;
 use media::directory::{self, DirectoryVolume, Found};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
-use tierfs::catalog::Reader;
+use tierfs::catalog::{Reader, Readers};
 use tierfs::disk::RealDisk;
 use tierfs::spool::Spool;
 use tierfs::{FileId, LogId, Lsn, Time};
@@ -71,6 +71,8 @@ pub struct Service {
     asked: Sender<Asked>,
     tier: Option<Arc<Tier>>,
     space: Arc<Space>,
+    /// For what is asked many times.
+    readers: Readers,
     started: Time,
     begun: Instant,
     /// Names that the log had at the start.
@@ -140,6 +142,7 @@ impl Service {
             .map(|counts| counts.dentries);
         Self {
             names: names.ok().filter(|names| *names > 0),
+            readers: Readers::new(config.catalog.clone()),
             config,
             shared,
             board,
@@ -533,10 +536,10 @@ impl Core for Service {
                 stat_of(self.mount.root()).map_err(failed)?,
             ),
         };
+        let bytes = handle.to_bytes();
         let file = self
-            .catalog()?
-            .queries()
-            .file_by_handle(&handle.to_bytes())?;
+            .readers
+            .with(|reader| reader.queries().file_by_handle(&bytes))?;
         let mut in_log = self.prefix.clone();
         if !below.as_os_str().is_empty() {
             if !in_log.is_empty() {

@@ -2,18 +2,17 @@
 
 use std::iter::Peekable;
 use std::os::fd::BorrowedFd;
-use std::path::Path;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use tierfs::catalog::{self, ExtentRow, Reader};
+use tierfs::catalog::{self, ExtentRow, Reader, Readers};
 use tierfs::stub::{Stage, StubMark};
 
 use super::full::{self, Full};
 use super::mtime::Mtime;
 use super::recall::Filling;
 use crate::capture::facts::time_of;
-use crate::fetch::{FetchError, Fetcher};
-use crate::sys::seek::{self, Content};
+use crate::fetch::{Content, FetchError, Fetcher};
+use crate::sys::seek;
 use crate::sys::stat::stat_of;
 use crate::sys::{Error, io, space};
 
@@ -21,12 +20,14 @@ use crate::sys::{Error, io, space};
 const EXTENTS: usize = 256;
 /// Of a file of this size space is taken before the first byte comes.
 const RESERVE_FROM: u64 = 1 << 20;
-/// A file of this size is fetched by one thread and written by another.
+/// A file of this size is fetched by some threads and written by another.
 const APART_FROM: u64 = 4 << 20;
+/// As many: decompressing and comparing takes about twice as long as writing.
+const FETCHERS: usize = 2;
 /// What is written is compared by blocks of this size.
 const BLOCK: usize = 4096;
-/// Chunks on the way between the two; each is at most a megabyte.
-const UNDER_WAY: usize = 8;
+/// Chunks on the way from each to the one that writes; each is at most a megabyte.
+const UNDER_WAY: usize = 4;
 
 /// Why a file cannot be filled. It is the stub that it was.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +79,7 @@ pub struct Filler<'f> {
     /// Fetches them.
     pub fetcher: &'f Fetcher,
     /// Says what they are.
-    pub catalog: &'f Path,
+    pub catalog: &'f Readers,
     /// Hears how far it is, and says when to stop.
     pub filling: &'f Filling,
 }
@@ -91,7 +92,7 @@ impl Filler<'_> {
         let empty = seek::ranges(fd, end)
             .next()
             .transpose()?
-            .is_none_or(|first| first.content == Content::Hole && first.len == end);
+            .is_none_or(|first| first.content == seek::Content::Hole && first.len == end);
         let wanted = self.wanted(fd, mark, end)?;
         full::check(fd, wanted)?;
         let mut mtime = if mark.stage == Stage::Moving {
@@ -139,18 +140,19 @@ impl Filler<'_> {
     /// Whether all logged bytes are in the file, which may be in use: nothing is written.
     pub fn is_filled(&self, fd: BorrowedFd<'_>, mark: &StubMark) -> Result<bool, FillError> {
         let end = stat_of(fd)?.size.min(mark.size);
-        let reader = Reader::open(self.catalog)?;
-        check_version(&reader, mark)?;
         let mut same = true;
-        for_each_extent(&reader, mark, end, |extent| {
-            if same {
-                let wanted = self.fetch(&reader, mark, extent)?;
-                let wanted = clip(&wanted, extent, end);
-                let mut found = vec![0; wanted.len()];
-                io::read_exact_at(fd, &mut found, extent.range.offset)?;
-                same = found == wanted;
-            }
-            Ok(())
+        self.catalog.with(|reader| {
+            check_version(reader, mark)?;
+            for_each_extent(reader, mark, end, |extent| {
+                if same {
+                    let wanted = self.fetch(reader, mark, extent)?;
+                    let wanted = clip(&wanted, extent.range.offset, end);
+                    let mut found = vec![0; wanted.len()];
+                    io::read_exact_at(fd, &mut found, extent.range.offset)?;
+                    same = found == wanted;
+                }
+                Ok(())
+            })
         })?;
         Ok(same)
     }
@@ -161,11 +163,12 @@ impl Filler<'_> {
         let mut logged = end;
         // A large file may have large holes.
         if end >= RESERVE_FROM && there < end {
-            let reader = Reader::open(self.catalog)?;
             logged = 0;
-            for_each_extent(&reader, mark, end, |extent| {
-                logged += extent.range.len;
-                Ok(())
+            self.catalog.with(|reader| {
+                for_each_extent(reader, mark, end, |extent| {
+                    logged += extent.range.len;
+                    Ok(())
+                })
             })?;
         }
         Ok(logged.saturating_sub(there))
@@ -178,11 +181,14 @@ impl Filler<'_> {
         end: u64,
         mtime: &mut Mtime,
     ) -> Result<u64, FillError> {
-        let reader = Reader::open(self.catalog)?;
-        check_version(&reader, mark)?;
-        if end >= RESERVE_FROM {
-            reserve(&reader, fd, mark, end, mtime)?;
-        }
+        let catalog = self.catalog;
+        catalog.with(|reader| {
+            check_version(reader, mark)?;
+            if end >= RESERVE_FROM {
+                reserve(reader, fd, mark, end, mtime)?;
+            }
+            Ok::<(), FillError>(())
+        })?;
         let mut writer = HoleWriter {
             fd,
             mark,
@@ -192,30 +198,58 @@ impl Filler<'_> {
             filling: self.filling,
         };
         if end < APART_FROM {
-            for_each_extent(&reader, mark, end, |extent| {
-                let bytes = self.fetch(&reader, mark, extent)?;
-                writer.write(extent.range.offset, clip(&bytes, extent, end))
+            catalog.with(|reader| {
+                for_each_extent(reader, mark, end, |extent| {
+                    let bytes = self.fetch(reader, mark, extent)?;
+                    let offset = extent.range.offset;
+                    writer.write(offset, clip(&bytes, offset, end))
+                })
             })?;
             return Ok(writer.written);
         }
-        let (out, chunks) = sync_channel(UNDER_WAY);
+        let (outs, chunks): (Vec<_>, Vec<_>) =
+            (0..FETCHERS).map(|_| sync_channel(UNDER_WAY)).unzip();
         std::thread::scope(|scope| {
-            let fetching = scope.spawn(move || {
-                for_each_extent(&reader, mark, end, |extent| {
-                    let bytes = self.fetch(&reader, mark, extent)?;
-                    let bytes = clip(&bytes, extent, end).to_vec();
-                    // Nobody takes it where writing has failed, which says why.
-                    let sent = out.send((extent.range.offset, bytes));
-                    sent.map_err(|_| FillError::Cancelled)
-                })
-            });
-            let wrote = write_all(&mut writer, chunks);
-            let fetched = fetching.join().unwrap_or_else(|_| {
-                Err(FillError::Suspect("fetching its bytes panicked".to_owned()))
-            });
-            wrote.and(fetched)
+            let fetching: Vec<_> = outs
+                .into_iter()
+                .enumerate()
+                .map(|(turn, out)| scope.spawn(move || self.fetch_turns(mark, end, turn, &out)))
+                .collect();
+            let mut done = write_all(&mut writer, &chunks, end);
+            // Else they would wait for room.
+            drop(chunks);
+            for thread in fetching {
+                let fetched = thread.join().unwrap_or_else(|_| {
+                    Err(FillError::Suspect("fetching its bytes panicked".to_owned()))
+                });
+                done = done.and(fetched);
+            }
+            done
         })?;
         Ok(writer.written)
+    }
+
+    /// Fetches every so many of the extents.
+    fn fetch_turns(
+        &self,
+        mark: &StubMark,
+        end: u64,
+        turn: usize,
+        out: &SyncSender<(u64, Content)>,
+    ) -> Result<(), FillError> {
+        let (mut number, mut wanted) = (0, true);
+        self.catalog.with(|reader| {
+            for_each_extent(reader, mark, end, |extent| {
+                let mine = number % FETCHERS == turn;
+                number += 1;
+                if mine && wanted {
+                    let bytes = self.fetch(reader, mark, extent)?;
+                    // Nobody takes it where writing has failed.
+                    wanted = out.send((extent.range.offset, bytes)).is_ok();
+                }
+                Ok(())
+            })
+        })
     }
 
     fn fetch(
@@ -223,7 +257,7 @@ impl Filler<'_> {
         reader: &Reader,
         mark: &StubMark,
         extent: &ExtentRow,
-    ) -> Result<Vec<u8>, FillError> {
+    ) -> Result<Content, FillError> {
         if self.filling.stops() {
             return Err(FillError::Cancelled);
         }
@@ -231,19 +265,24 @@ impl Filler<'_> {
     }
 }
 
+/// Takes one chunk from each in turn, until one has no more, or failed.
 fn write_all(
     writer: &mut HoleWriter<'_, '_>,
-    chunks: Receiver<(u64, Vec<u8>)>,
+    chunks: &[Receiver<(u64, Content)>],
+    end: u64,
 ) -> Result<(), FillError> {
-    for (offset, bytes) in chunks {
-        writer.write(offset, &bytes)?;
+    for from in chunks.iter().cycle() {
+        let Ok((offset, bytes)) = from.recv() else {
+            break;
+        };
+        writer.write(offset, clip(&bytes, offset, end))?;
     }
     Ok(())
 }
 
-/// What of an extent lies before `end`.
-fn clip<'b>(bytes: &'b [u8], extent: &ExtentRow, end: u64) -> &'b [u8] {
-    let wanted = usize::try_from(end.saturating_sub(extent.range.offset)).unwrap_or(usize::MAX);
+/// What of the bytes at `offset` lies before `end`.
+fn clip(bytes: &[u8], offset: u64, end: u64) -> &[u8] {
+    let wanted = usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX);
     bytes.get(..wanted).unwrap_or(bytes)
 }
 
@@ -332,13 +371,13 @@ impl HoleWriter<'_, '_> {
             let here = usize::try_from(range.offset + range.len - offset).unwrap_or(usize::MAX);
             let (part, rest) = bytes.split_at(here.min(bytes.len()));
             match range.content {
-                Content::Hole => {
+                seek::Content::Hole => {
                     let fd = self.fd;
                     self.mtime.over(fd, || space::write_at(fd, part, offset))?;
                     self.written += part.len() as u64;
                     self.filling.note(self.written);
                 }
-                Content::Data => self.compare(part, offset)?,
+                seek::Content::Data => self.compare(part, offset)?,
             }
             offset += part.len() as u64;
             bytes = rest;

@@ -15,11 +15,11 @@ mod room;
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tierfs::LogId;
+use tierfs::catalog::Readers;
 use tierfs::record::Bits;
 use tierfs::residency::Residency;
 use tierfs::stub::{Stage, StubMark};
@@ -50,6 +50,8 @@ const FULL: &str = "recall-no-room";
 const AGAIN: Duration = Duration::from_secs(1);
 /// How long a file is left to the release that works on it.
 const SOON: Duration = Duration::from_millis(5);
+/// A recall thread that had nothing to do for so long gives memory back.
+const REST: Duration = Duration::from_mins(1);
 
 /// What came of a recall.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,8 +88,8 @@ pub struct Parts {
     pub mount: Arc<PrivateMount>,
     /// The kernel's marks.
     pub residents: Arc<Residents>,
-    /// The catalog's file.
-    pub catalog: PathBuf,
+    /// The catalog.
+    pub catalog: Readers,
     /// The log.
     pub log_id: LogId,
     /// Content.
@@ -292,13 +294,17 @@ impl Recall {
             if let Some(next) = queue.pop() {
                 return Some(next);
             }
-            let patience = queue.next_later().map_or(Duration::from_mins(1), |at| {
-                at.saturating_duration_since(Instant::now())
-            });
-            queue = self
+            let patience = queue
+                .next_later()
+                .map_or(REST, |at| at.saturating_duration_since(Instant::now()));
+            let rested;
+            (queue, rested) = self
                 .wake
                 .wait_timeout(queue, patience.max(Duration::from_millis(1)))
-                .map_or_else(|poisoned| poisoned.into_inner().0, |(queue, _)| queue);
+                .unwrap_or_else(PoisonError::into_inner);
+            if rested.timed_out() && patience == REST {
+                self.parts.fetcher.forget();
+            }
         }
     }
 
@@ -558,10 +564,11 @@ impl Recall {
 
     fn name_of(&self, handle: &Handle) -> String {
         let path = || {
-            let reader = tierfs::catalog::Reader::open(&self.parts.catalog).ok()?;
-            let file = reader.queries().file_by_handle(&handle.to_bytes()).ok()??;
-            let path = reader.queries().path_of(file).ok()??;
-            self.parts.shared.on_mount(&path)
+            let path = self.parts.catalog.with(|reader| {
+                let file = reader.queries().file_by_handle(&handle.to_bytes())?;
+                file.map_or(Ok(None), |file| reader.queries().path_of(file))
+            });
+            self.parts.shared.on_mount(&path.ok()??)
         };
         path().unwrap_or_else(|| format!("the file with the handle {handle:?}"))
     }

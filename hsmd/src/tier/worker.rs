@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tierfs::catalog;
+use tierfs::catalog::{self, Readers};
 use tierfs::residency::{self, Residency as StubList};
 use tierfs::{FileId, LogId};
 
@@ -33,8 +33,9 @@ use crate::sys::stat::{FileKind, stat_of};
 
 /// How long marks that could not be settled wait.
 const SETTLE_AGAIN: Duration = Duration::from_secs(2);
-/// Decompressed frames that recall keeps, about a megabyte each.
-const FRAMES_KEPT: usize = 16;
+/// Decompressed frames that recall keeps while it has work, about a megabyte each: a frame has hundreds of
+/// small files, and takes longer to decompress than all the rest of the recall of one.
+const FRAMES_KEPT: usize = 64;
 
 /// What the guard gives a worker.
 #[derive(Debug)]
@@ -174,7 +175,7 @@ impl Tier {
                 shared: shared.clone(),
                 mount: mount.clone(),
                 residents: residents.clone(),
-                catalog: config.catalog.clone(),
+                catalog: Readers::new(config.catalog.clone()),
                 log_id,
                 fetcher: Fetcher::new(config.spool.clone(), Box::new(look), FRAMES_KEPT),
                 residency: list.clone(),
@@ -321,7 +322,14 @@ impl Tier {
         each: &mut dyn FnMut(FileId, Result<Released, Refused>),
     ) -> Result<(), catalog::Error> {
         for batch in files.chunks(release::BATCH) {
-            self.release.batch(batch, each)?;
+            let (before, _) = self.residents.mode();
+            let done = self.release.batch(batch, each);
+            // There may be more stubs than can have marks now; the guard has whole files ignored then.
+            let (everything, _) = self.residents.mode();
+            if everything != before {
+                let _ = link::tell(self.link.as_fd(), Told::Everything(everything));
+            }
+            done?;
             for handle in lock(&self.release.interrupted).drain(..) {
                 self.recall.resume(&handle);
             }

@@ -23,6 +23,7 @@ mod live;
 mod local;
 mod places;
 mod query;
+mod readers;
 mod rows;
 mod schema;
 mod sql;
@@ -45,6 +46,7 @@ pub use history::AsOf;
 pub use listing::Listed;
 pub use live::{Live, LiveRows};
 pub use query::{Pieces, Queries, XattrList};
+pub use readers::Readers;
 pub use rows::{
     Changes, Child, CopyRow, Counts, DataLocation, DataPlace, ExtentRow, History, InodeRow,
     LiveRow, LiveSegment, NameRow, Place, SegmentRow, TxnRow, VersionRow, VolumeRow,
@@ -273,7 +275,8 @@ impl Catalog {
     }
 }
 
-/// A read-only connection: sees what the writer committed. Cheap to open; one for each thread.
+/// A read-only connection: sees what the writer committed. For one thread at a time; who needs one often
+/// has it lent by [`Readers`].
 pub struct Reader {
     conn: Connection,
     path: PathBuf,

@@ -17,6 +17,8 @@ pub(super) const APPLICATION_ID: i64 = 0x6873_6d31;
 pub(super) const SCHEMA_VERSION: i64 = 3;
 /// Bound of SQLite's page cache, KiB.
 pub(super) const CACHE_KIB: i64 = 32 * 1024;
+/// The same of a reader.
+const READER_CACHE_KIB: u32 = 8 * 1024;
 
 /// Data ids are kept as `index of the epoch << 40 | number`.
 pub(super) const EPOCH_SHIFT: u32 = 40;
@@ -142,11 +144,18 @@ fn stable_plans(conn: &Connection) -> rusqlite::Result<bool> {
 
 /// Opens the file for reading only.
 pub(crate) fn connect_reader(path: &Path) -> Result<Connection, Error> {
+    connect_reader_with(path, READER_CACHE_KIB)
+}
+
+/// With a page cache of this size.
+pub(super) fn connect_reader_with(path: &Path, cache_kib: u32) -> Result<Connection, Error> {
     let fail = |error| Error::sqlite(path, "opening", error);
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags(path, flags).map_err(fail)?;
-    conn.execute_batch("PRAGMA cache_size = -8192; PRAGMA busy_timeout = 10000")
-        .map_err(fail)?;
+    conn.execute_batch(&format!(
+        "PRAGMA cache_size = -{cache_kib}; PRAGMA busy_timeout = 10000"
+    ))
+    .map_err(fail)?;
     check(&conn, path)?;
     stable_plans(&conn).map_err(fail)?;
     conn.set_prepared_statement_cache_capacity(64);

@@ -5,7 +5,7 @@ use std::fs;
 use rusqlite::Connection;
 
 use super::build::*;
-use crate::catalog::{Catalog, Error, History, Reader};
+use crate::catalog::{Catalog, Error, History, Reader, Readers};
 use crate::ids::Lsn;
 use crate::record::Kind;
 
@@ -72,6 +72,44 @@ fn readers_see_what_was_committed() {
         reader.queries().counts().unwrap().files
     );
     assert!(fs::metadata(&path).unwrap().len() > 0);
+}
+
+#[test]
+fn a_reader_that_was_used_before_sees_what_is_committed_now() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("catalog.sqlite");
+    let mut catalog = Catalog::create(&path, LOG).unwrap();
+    let readers = Readers::new(path.clone());
+    let files = || {
+        readers
+            .with(|reader| reader.queries().counts())
+            .unwrap()
+            .files
+    };
+    assert_eq!(files(), 0);
+    fold(&mut catalog, txns()).unwrap();
+    catalog.commit().unwrap();
+    let before = files();
+    assert!(before > 0);
+    // One that is in a snapshot is nobody else's, and one that failed in it is none any more.
+    let failed = readers.with(|reader| {
+        reader.snapshot(|queries| {
+            queries.counts()?;
+            fold(&mut catalog, vec![vec![inode(50, Kind::Fifo)]])?;
+            catalog.commit()?;
+            assert_eq!(files(), before + 1);
+            assert_eq!(queries.counts()?.files, before);
+            Err::<(), _>(Error::NotYet {
+                asked: Lsn::FIRST,
+                folded: None,
+            })
+        })
+    });
+    assert!(failed.is_err());
+    assert_eq!(files(), before + 1);
+    assert_eq!(files(), before + 1);
+    // Nothing of it holds the log's journal.
+    assert_eq!(catalog.sync().unwrap(), catalog.folded());
 }
 
 #[test]
