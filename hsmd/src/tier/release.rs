@@ -34,8 +34,13 @@ use crate::sys::mount::PrivateMount;
 use crate::sys::stat::{self, stat_of};
 use crate::sys::{Error, io, space};
 
-/// Files of one batch: they share one sync, and each keeps a descriptor open.
-pub const BATCH: usize = 500;
+/// Files of one batch: they share the syncs, and each keeps a descriptor open.
+pub const BATCH: usize = 1000;
+/// Parts of a batch that are worked on at the same time; each holds one lease, so that there are fewer than
+/// readers of the guard.
+const PARTS: usize = 2;
+/// A batch of fewer files is not worth a thread.
+const PARTS_FROM: usize = 32;
 /// Extents asked for at a time.
 const EXTENTS: usize = 4096;
 
@@ -162,6 +167,37 @@ struct Wanted {
     mark: StubMark,
 }
 
+/// Does something to some parts of a batch at the same time.
+fn in_parts<T: Send, R: Send>(mut items: Vec<T>, act: impl Fn(Vec<T>) -> R + Sync) -> Vec<R> {
+    let parts = if items.len() < PARTS_FROM { 1 } else { PARTS };
+    let size = items.len().div_ceil(parts);
+    std::thread::scope(|scope| {
+        let (act, mut running) = (&act, Vec::new());
+        while items.len() > size {
+            let part = items.split_off(items.len() - size);
+            running.push(scope.spawn(move || act(part)));
+        }
+        let mut done = vec![act(items)];
+        for thread in running {
+            done.push(
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            );
+        }
+        done
+    })
+}
+
+/// The same to each file of it.
+fn each_in_parts<T: Send, R: Send>(items: Vec<T>, act: impl Fn(T) -> R + Sync) -> Vec<R> {
+    let part = |part: Vec<T>| part.into_iter().map(&act).collect::<Vec<R>>();
+    in_parts(items, part).into_iter().flatten().collect()
+}
+
+/// What the log says of a file.
+type Found = (FileId, Result<Wanted, Refused>);
+
 /// Which segments lie on every pool, as far as it was asked.
 type Copied = HashMap<SegmentNo, Result<(), String>>;
 
@@ -172,12 +208,13 @@ impl Release {
         files: &[FileId],
         each: &mut dyn FnMut(FileId, Result<Released, Refused>),
     ) -> Result<(), catalog::Error> {
-        let reader = Reader::open(&self.catalog)?;
-        let (mut wanted, mut copied) = (Vec::new(), Copied::new());
-        for file in files {
-            match reader.snapshot(|queries| self.wanted(queries, *file, &mut copied)) {
-                Ok(found) => wanted.push(found),
-                Err(refused) => each(*file, Err(refused)),
+        let mut wanted = Vec::new();
+        for part in in_parts(files.to_vec(), |part| self.want(&part)) {
+            for (file, found) in part? {
+                match found {
+                    Ok(found) => wanted.push(found),
+                    Err(refused) => each(file, Err(refused)),
+                }
             }
         }
         if wanted.is_empty() {
@@ -201,10 +238,10 @@ impl Release {
             })
             .collect();
         lock(&self.residency).add(&stubs, Time::now().seconds)?;
+        let set = |wanted: Wanted| (wanted.row.file, self.set_mark(wanted));
         let mut marked = Vec::new();
-        for wanted in wanted {
-            let file = wanted.row.file;
-            match self.set_mark(wanted) {
+        for (file, candidate) in each_in_parts(wanted, set) {
+            match candidate {
                 Ok(candidate) => marked.push(candidate),
                 Err(refused) => each(file, Err(refused)),
             }
@@ -220,28 +257,43 @@ impl Release {
             }
             return Ok(());
         }
-        for candidate in marked {
-            let result = match Self::punch(&candidate) {
-                Ok(released) => Ok(released),
-                Err(Unpunched::Whole(refused)) => {
-                    self.take_back(&candidate);
-                    Err(refused)
-                }
-                // Some of its data may be gone: it keeps its mark, and gets its data back.
-                Err(Unpunched::Perhaps(error)) => {
-                    tracing::warn!(%error, "a release was interrupted, the file is recalled");
-                    lock(&self.interrupted).push(candidate.handle.clone());
-                    Err(error.into())
-                }
-            };
-            // Its change time is a new one, by our own doing.
-            let key = Key::Inode(candidate.handle.clone());
-            let file = candidate.file;
-            drop(candidate);
-            self.shared.note([(key, Look::Attributes, Beside::Nothing)]);
+        for (file, result) in each_in_parts(marked, |candidate| self.give_back(candidate)) {
             each(file, result);
         }
         Ok(())
+    }
+
+    /// What the log says of files.
+    fn want(&self, files: &[FileId]) -> Result<Vec<Found>, catalog::Error> {
+        let (reader, mut copied) = (Reader::open(&self.catalog)?, Copied::new());
+        let look = |file: &FileId| {
+            let found = reader.snapshot(|queries| self.wanted(queries, *file, &mut copied));
+            (*file, found)
+        };
+        Ok(files.iter().map(look).collect())
+    }
+
+    /// The second pass, and what follows from it.
+    fn give_back(&self, candidate: Candidate<'_>) -> (FileId, Result<Released, Refused>) {
+        let result = match Self::punch(&candidate) {
+            Ok(released) => Ok(released),
+            Err(Unpunched::Whole(refused)) => {
+                self.take_back(&candidate);
+                Err(refused)
+            }
+            // Some of its data may be gone: it keeps its mark, and gets its data back.
+            Err(Unpunched::Perhaps(error)) => {
+                tracing::warn!(%error, "a release was interrupted, the file is recalled");
+                lock(&self.interrupted).push(candidate.handle.clone());
+                Err(error.into())
+            }
+        };
+        // Its change time is a new one, by our own doing.
+        let key = Key::Inode(candidate.handle.clone());
+        let file = candidate.file;
+        drop(candidate);
+        self.shared.note([(key, Look::Attributes, Beside::Nothing)]);
+        (file, result)
     }
 
     /// Whether a file could be released, as far as the log says; gives its size.

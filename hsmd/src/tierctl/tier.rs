@@ -14,11 +14,13 @@ use super::{PROGRAM, absolute, connect, needs};
 use crate::control::client::Client;
 use crate::control::model::{Moved, MovedWord, Needs, PathFailure, RecallPlan, SyncRequest};
 use crate::control::path::PathText;
-use crate::control::tier::{MoveParameters, PlanParameters};
+use crate::control::tier::{MoveParameters, PATHS_MAX, PlanParameters};
 use crate::output::{self, Exit};
 
-/// Files of one request.
-const AT_ONCE: usize = 500;
+/// Files of one request, at most.
+const AT_ONCE: usize = PATHS_MAX;
+/// Bytes of their paths, at most: in JSON a byte may take six, and a request has a megabyte.
+const PATH_BYTES: usize = 128 << 10;
 
 /// What `--json` prints.
 #[derive(Serialize, Default)]
@@ -245,10 +247,12 @@ fn for_each_batch(
     files: &Files,
     each: &mut dyn FnMut(Vec<PathText>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let mut batch = Vec::new();
+    let (mut batch, mut bytes) = (Vec::new(), 0);
     let mut add = |path: &Path| -> anyhow::Result<()> {
         batch.push(PathText::of_path(path));
-        if batch.len() >= AT_ONCE {
+        bytes += path.as_os_str().len();
+        if batch.len() >= AT_ONCE || bytes >= PATH_BYTES {
+            bytes = 0;
             each(std::mem::take(&mut batch))?;
         }
         Ok(())
