@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -66,12 +67,16 @@ struct Readers {
 struct Guard {
     group: PermissionGroup,
     readers: Mutex<Readers>,
+    /// Says that the group can be read, and to one reader, not to all.
+    arrivals: Epoll,
     /// For the worker; see [`super::worker::Inherited`].
     events: OwnedFd,
     asked: Asked,
     pending: Mutex<Pending>,
     next: AtomicU64,
     bell: EventFd,
+    /// The link to a worker that takes accesses.
+    link: Mutex<Option<Arc<OwnedFd>>>,
     worker: AtomicI32,
     /// Every file is asked about, so that whole ones are worth an ignore mark.
     everything: AtomicBool,
@@ -100,8 +105,8 @@ impl Guard {
     fn read(self: &Arc<Self>) {
         let mut buf = vec![0; BUFFER_BYTES];
         loop {
-            let mut fds = [PollFd::new(self.group.as_fd(), PollFlags::POLLIN)];
-            let _ = poll(&mut fds, PollTimeout::NONE);
+            let mut arrived = [EpollEvent::empty()];
+            let _ = self.arrivals.wait(&mut arrived, EpollTimeout::NONE);
             if self.begin_read()
                 && let Err(error) = self.add_reader()
             {
@@ -208,7 +213,11 @@ impl Guard {
         pending.all.insert(id, Waiting { access, uid });
         pending.untold.push_back(id);
         drop(pending);
-        let _ = self.bell.write(1);
+        // At once, where nothing is in the way: each thread that a message goes through costs a wake-up.
+        let link = lock(&self.link).clone();
+        if !link.is_some_and(|link| matches!(self.tell(link.as_fd()), Ok(false))) {
+            let _ = self.bell.write(1);
+        }
     }
 
     /// Tells the worker as much as the link takes. True: there is more.
@@ -259,7 +268,7 @@ impl Guard {
 /// The worker process and the link to it.
 struct Worker {
     child: Child,
-    socket: OwnedFd,
+    socket: Arc<OwnedFd>,
     started: Instant,
     ready: bool,
     /// There was no room for more.
@@ -308,12 +317,20 @@ impl Recipe<'_> {
         guard.worker.store(pid, Ordering::Relaxed);
         Ok(Worker {
             child,
-            socket,
+            socket: Arc::new(socket),
             started: Instant::now(),
             ready: false,
             full: false,
         })
     }
+}
+
+/// Tells of what the group has to read as long as it has: a reader that is held up in reading leaves the rest
+/// to the others.
+fn arrivals(group: &PermissionGroup) -> nix::Result<Epoll> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    epoll.add(group, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+    Ok(epoll)
 }
 
 /// This program's file, or the one that has taken its place.
@@ -390,9 +407,11 @@ impl Supervisor {
         }
         let bell = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|error| format!("eventfd: {error}"))?;
+        let arrivals = arrivals(&group).map_err(|error| format!("epoll: {error}"))?;
         let guard = Arc::new(Guard {
             group,
             readers: Mutex::default(),
+            arrivals,
             events,
             asked: Asked {
                 pre_access: args.pre_access,
@@ -400,6 +419,7 @@ impl Supervisor {
             pending: Mutex::default(),
             next: AtomicU64::new(1),
             bell,
+            link: Mutex::default(),
             worker: AtomicI32::new(0),
             everything: AtomicBool::new(true),
             refusing: AtomicBool::new(false),
@@ -446,6 +466,7 @@ impl Supervisor {
             };
             let code = self.serve(&mut worker, args)?;
             self.guard.worker.store(0, Ordering::Relaxed);
+            *lock(&self.guard.link) = None;
             self.guard.untell();
             if self.stopping {
                 self.guard.give_up();
@@ -529,6 +550,7 @@ impl Supervisor {
                 }
                 Ok(Some(Told::Ready)) => {
                     worker.ready = true;
+                    *lock(&self.guard.link) = Some(worker.socket.clone());
                     if !std::mem::replace(&mut self.ready_once, true) {
                         let _ = kill(Pid::from_raw(args.keeper), Signal::SIGUSR1);
                     }
