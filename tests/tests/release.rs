@@ -339,6 +339,23 @@ fn nobody_reads_zeros_when_the_guard_is_killed_on_btrfs() {
     guard_killed(Kind::Btrfs);
 }
 
+/// A thousand of these paths do not fit into one request.
+#[test]
+fn files_with_long_paths_are_released_too() {
+    let system = exposed(Kind::Ext4);
+    let deep: PathBuf = std::iter::repeat_n("d".repeat(250), 12).collect();
+    let dir = system.at("long").join(deep);
+    fs::create_dir_all(&dir).expect("made");
+    for number in 0..400 {
+        fs::write(dir.join(format!("file-{number}")), "x".repeat(5000)).expect("written");
+    }
+    system.sync_all();
+    let top = system.at("long");
+    let ran = system.tierctl(&["release", "-r", top.to_str().expect("ASCII")]);
+    assert_eq!(ran.code, 0, "{ran}");
+    assert!(ran.stdout.contains("400 files released"), "{ran}");
+}
+
 /// Inodes that the kernel does not ask about, where it asks about every other.
 fn ignored(system: &mut System) -> usize {
     let infos = format!("/proc/{}/fdinfo", system.daemon().pid());
