@@ -179,12 +179,16 @@ impl Fetcher {
     fn frame(&self, place: DataLocation) -> Result<Arc<Frame>, FetchError> {
         let (segment, offset) = (place.segment, place.frame_offset);
         let frame = self.kept(segment, offset);
-        let records = frame
-            .records
-            .get_or_init(|| match self.records(segment, offset, false) {
-                Err(_) => self.records(segment, offset, true),
-                records => records,
-            });
+        let records = frame.records.get_or_init(|| {
+            let begun = Instant::now();
+            self.records(segment, offset, None)
+                .or_else(|_| self.records(segment, offset, begun.checked_sub(LOOK_AGAIN)))
+                .or_else(|error| match error {
+                    // What cannot be read may have gone since its place was looked up.
+                    FetchError::Damaged(_) => self.records(segment, offset, Some(begun)),
+                    away @ FetchError::Away(_) => Err(away),
+                })
+        });
         match records {
             Ok(_) => Ok(frame),
             Err(error) => {
@@ -218,11 +222,11 @@ impl Fetcher {
         lock(&self.frames).clear();
     }
 
-    /// The places, looked up `again` where that was not just done.
-    fn sources(&self, again: bool) -> Result<Arc<Sources>, String> {
+    /// The places, looked up again where that was not done since then.
+    fn sources(&self, since: Option<Instant>) -> Result<Arc<Sources>, String> {
         let mut known = lock(&self.known);
         if let Some(known) = known.as_ref()
-            && (!again || known.looked.elapsed() < LOOK_AGAIN)
+            && since.is_none_or(|since| known.looked >= since)
         {
             return known.sources.clone();
         }
@@ -238,9 +242,9 @@ impl Fetcher {
         &self,
         segment: SegmentNo,
         offset: u64,
-        again: bool,
+        since: Option<Instant>,
     ) -> Result<Vec<Record>, FetchError> {
-        let sources = self.sources(again);
+        let sources = self.sources(since);
         let has_copy = |sources: &Arc<Sources>| !sources.copies(segment).is_empty();
         if !sources.as_ref().is_ok_and(has_copy)
             && let Some(records) =

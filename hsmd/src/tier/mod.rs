@@ -81,6 +81,12 @@ impl Recalled {
         }
     }
 
+    /// Whether any file was recalled within this time.
+    pub fn any_within(&self, time: Duration) -> bool {
+        let files = lock(&self.files);
+        files.values().any(|when| when.elapsed() < time)
+    }
+
     /// When it was recalled, if that is not long ago.
     pub fn when(&self, file: FileId) -> Option<Instant> {
         let when = lock(&self.files).get(&file).copied();

@@ -1,5 +1,7 @@
 //! Recall where there is no room: other files give theirs first.
 
+use std::time::{Duration, Instant};
+
 use super::{FillError, Handle, Recall};
 use crate::policy::space::{Made, Whose};
 use crate::tier::Held;
@@ -9,6 +11,9 @@ const TRIES: usize = 10;
 /// What is within a quota is taken by its user alone; and where it does not help that his files are released,
 /// it is another quota.
 const TRIES_WITHIN_QUOTA: usize = 2;
+/// How long recalled files take at most until they can be released again, where the pools are at hand.
+const PATIENCE: Duration = Duration::from_secs(15);
+const PAUSE: Duration = Duration::from_millis(200);
 
 impl Recall {
     /// Fills a file; where its bytes do not fit, other files are released first, and it is tried again. The
@@ -45,10 +50,24 @@ impl Recall {
             tries += 1;
             drop(held);
             let stops = || self.parts.shared.stopping() || stops();
-            match self.parts.space.make(bytes, whose, &stops) {
+            match self.make_room(bytes, whose, &stops) {
                 Made::Room => held = self.parts.busy.hold(handle),
                 Made::None(why) => return Err(FillError::Full(full.because(why))),
             }
+        }
+    }
+
+    /// Where nothing can be released now, what was recalled a moment ago soon can: when its new change time
+    /// is in the log, and on every pool.
+    fn make_room(&self, bytes: u64, whose: Whose, stops: &dyn Fn() -> bool) -> Made {
+        let begun = Instant::now();
+        loop {
+            let made = self.parts.space.make(bytes, whose, stops);
+            let soon = begun.elapsed() < PATIENCE && self.parts.recalled.any_within(PATIENCE);
+            if matches!(made, Made::Room) || !soon || stops() {
+                return made;
+            }
+            std::thread::sleep(PAUSE);
         }
     }
 }
