@@ -2,7 +2,7 @@
 //!
 //! It is the process that an administrator starts and stops. It does next to nothing, so that it has no
 //! reason to die; while it lives the group stays open whatever becomes of guard and worker, and accesses
-//! to released files wait. If it dies all the same, the service manager still has the group ([`store`]).
+//! to released files wait. If it dies all the same, the service manager still has the group (tier/store.rs).
 
 use std::os::fd::AsRawFd;
 use std::process::{Child, Command, ExitCode};
