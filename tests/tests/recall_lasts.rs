@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -168,16 +168,7 @@ fn the_power_fails_after_a_write_to_a_recalled_file_on_xfs() {
 #[test]
 fn the_list_of_stubs_and_their_marks_outlive_a_loss_of_power() {
     let mut system = start(Kind::Xfs);
-    let paths: Vec<_> = (0..20)
-        .map(|number| system.at(format!("file{number}")))
-        .collect();
-    for path in &paths {
-        fs::write(path, bytes_of(path)).expect("written");
-    }
-    system.sync_all();
-    for path in &paths {
-        release(&system, path);
-    }
+    let paths = released_files(&system, 20);
     for path in paths.iter().take(10) {
         assert_reads(path, &bytes_of(path), "recalled");
     }
@@ -190,6 +181,21 @@ fn the_list_of_stubs_and_their_marks_outlive_a_loss_of_power() {
     }
 }
 
+/// So many files with [`bytes_of`] each, released.
+fn released_files(system: &System, count: usize) -> Vec<PathBuf> {
+    let paths: Vec<_> = (0..count)
+        .map(|number| system.at(format!("file{number}")))
+        .collect();
+    for path in &paths {
+        fs::write(path, bytes_of(path)).expect("written");
+    }
+    system.sync_all();
+    for path in &paths {
+        release(system, path);
+    }
+    paths
+}
+
 fn bytes_of(path: &Path) -> Vec<u8> {
     path.to_string_lossy().into_owned().repeat(700).into_bytes()
 }
@@ -198,16 +204,7 @@ fn bytes_of(path: &Path) -> Vec<u8> {
 #[test]
 fn stubs_of_a_disk_that_was_set_back_are_guarded() {
     let mut system = start(Kind::Ext4);
-    let paths: Vec<_> = (0..3)
-        .map(|number| system.at(format!("file{number}")))
-        .collect();
-    for path in &paths {
-        fs::write(path, bytes_of(path)).expect("written");
-    }
-    system.sync_all();
-    for path in &paths {
-        release(&system, path);
-    }
+    let paths = released_files(&system, 3);
     system.stop();
     let kept = system.fs().image().with_extension("kept");
     fs::copy(system.fs().image(), &kept).expect("kept");

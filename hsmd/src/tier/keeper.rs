@@ -73,6 +73,8 @@ fn keep(config: &Config, args: &Hsmd) -> Result<ExitCode, Refusal> {
     set.thread_block().map_err(|error| failed(&error))?;
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signals = SignalFd::with_flags(&set, flags).map_err(|error| failed(&error))?;
+    // The permission group has a high number.
+    crate::daemon::raise_open_files();
     let exposure =
         Exposure::of(config)?.ok_or_else(|| refuse("device", "it is not configured", "add it"))?;
     if let Err(error) = process::set_oom_score(-1000) {
@@ -81,21 +83,25 @@ fn keep(config: &Config, args: &Hsmd) -> Result<ExitCode, Refusal> {
     let wanted = Asked {
         pre_access: config.pre_access,
     };
-    let kept = store::take().filter(|_| exposure.is_exposed());
-    let (group, events, asked) = if let Some(Stored { group, events }) = kept {
-        tracing::warn!(
-            "hsmd was killed: the service manager has held the accesses since, and they go on"
-        );
-        let asked = exposure.take_over(&group, wanted)?;
-        (group, events, asked)
-    } else {
-        // What a service manager may have kept is of no use any more.
-        store::drop_all();
-        let group = PermissionGroup::new().map_err(|error| failed(&error))?;
-        let events = Group::new_notification().map_err(|error| failed(&error))?;
-        let asked = exposure.expose(&group, wanted)?;
-        store::keep(&group, &events);
-        (group, events, asked)
+    let (group, events, asked) = match store::take() {
+        Some(Stored { group, events }) if exposure.is_exposed() => {
+            tracing::warn!(
+                "hsmd was killed: the service manager has held the accesses since, and they go on"
+            );
+            let asked = exposure.take_over(&group, wanted)?;
+            (group, events, asked)
+        }
+        stored => {
+            let group = PermissionGroup::new().map_err(|error| failed(&error))?;
+            let events = Group::new_notification().map_err(|error| failed(&error))?;
+            let asked = exposure.expose(&group, wanted)?;
+            // Not before: where this is refused because another namespace has the filesystem, the old group
+            // keeps its accesses.
+            drop(stored);
+            store::drop_all();
+            store::keep(&group, &events);
+            (group, events, asked)
+        }
     };
     if wanted != asked {
         tracing::warn!(
