@@ -29,6 +29,7 @@ use crate::shared::Shared;
 use crate::sys;
 use crate::sys::mount::PrivateMount;
 use crate::sys::schedule::Class;
+use crate::tier::worker::Tier;
 
 /// Hints taken in one turn.
 const HINTS_PER_TURN: usize = 1000;
@@ -142,6 +143,8 @@ pub struct Parts {
     pub spool_bytes_max: u64,
     /// Where it is, for messages.
     pub spool_path: PathBuf,
+    /// Hears of deleted files, which may be stubs.
+    pub tier: Option<Arc<Tier>>,
 }
 
 /// See the module.
@@ -471,6 +474,13 @@ impl Committer {
             .advance(|progress| progress.written = txn.lsn.get());
         if self.parts.shared.heard() {
             self.remember_paths(&txn)?;
+        }
+        if let Some(tier) = &self.parts.tier {
+            let deleted = txn.ops.iter().filter_map(|op| match op {
+                Op::Delete(delete) => Some(delete.file),
+                _ => None,
+            });
+            tier.note_deleted(deleted);
         }
         Ok(true)
     }

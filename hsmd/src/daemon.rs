@@ -206,6 +206,7 @@ impl Daemon {
             spool: spool.clone(),
             spool_bytes_max: config.spool_bytes_max,
             spool_path: config.spool.clone(),
+            tier: tier.clone(),
         })
         .map_err(|error| refuse("the daemon", error, "see the message"))?;
 

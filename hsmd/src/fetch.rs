@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
-use std::ops::{Deref, Range};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -18,8 +18,7 @@ use media::directory::{self, Found};
 use replay::sources::Sources;
 use tierfs::LogId;
 use tierfs::catalog::{DataLocation, ExtentRow, Queries};
-use tierfs::ids::{FileId, Hash, SegmentNo};
-use tierfs::layout;
+use tierfs::ids::{FileId, SegmentNo};
 use tierfs::record::Record;
 use tierfs::scan::{Scan, Step};
 
@@ -93,7 +92,7 @@ impl Frame {
 pub struct Content {
     frame: Arc<Frame>,
     record: usize,
-    range: Range<usize>,
+    extent: ExtentRow,
 }
 
 impl Deref for Content {
@@ -101,7 +100,7 @@ impl Deref for Content {
 
     fn deref(&self) -> &[u8] {
         let record = self.frame.data(self.record);
-        record.get(self.range.clone()).unwrap_or_default()
+        self.extent.slice_of(record).unwrap_or_default()
     }
 }
 
@@ -164,15 +163,14 @@ impl Fetcher {
                 extent.data, place.segment, place.frame_offset
             ))
         })?;
-        let range = range_of(frame.data(record), extent)
-            .ok_or_else(|| damaged("the data record is too short"))?;
-        let content = Content {
+        let bytes = extent.slice_of(frame.data(record));
+        let bytes = bytes.ok_or_else(|| damaged("the data record is too short"))?;
+        extent.check(bytes).map_err(|why| damaged(&why))?;
+        Ok(Content {
             frame,
             record,
-            range,
-        };
-        check(extent, &content).map_err(|why| damaged(&why))?;
-        Ok(content)
+            extent: extent.clone(),
+        })
     }
 
     /// A frame, kept from before or fetched, once for all who want it now.
@@ -269,29 +267,6 @@ impl Fetcher {
             .map(|(records, _)| records)
             .map_err(FetchError::Damaged)
     }
-}
-
-/// Where in its data record an extent lies.
-fn range_of(record: &[u8], extent: &ExtentRow) -> Option<Range<usize>> {
-    let start = usize::try_from(extent.data_offset).ok()?;
-    let end = start.checked_add(usize::try_from(extent.range.len).ok()?)?;
-    (end <= record.len()).then_some(start..end)
-}
-
-fn check(extent: &ExtentRow, mut bytes: &[u8]) -> Result<(), String> {
-    let mut hashes = extent.hashes.iter();
-    for piece in layout::pieces(extent.range) {
-        let len = usize::try_from(piece.len).unwrap_or(usize::MAX);
-        let (head, rest) = bytes.split_at_checked(len).ok_or("it is too short")?;
-        if hashes.next() != Some(&Hash::of(head)) {
-            return Err(format!(
-                "the bytes at {} do not have the hash that was logged",
-                piece.offset
-            ));
-        }
-        bytes = rest;
-    }
-    Ok(())
 }
 
 /// The records of a frame in the spool's open segment; `None` where there is no such file.

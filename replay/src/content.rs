@@ -16,8 +16,8 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use tierfs::FileId;
 use tierfs::catalog::{ExtentRow, LiveRow, Queries};
 use tierfs::frame;
-use tierfs::ids::{Hash, SegmentNo};
-use tierfs::layout::{self, Range};
+use tierfs::ids::SegmentNo;
+use tierfs::layout::Range;
 
 use crate::copies::{SegmentCopies, StoredFrame};
 use crate::dirs::DirNames;
@@ -79,7 +79,7 @@ impl Part {
     fn bytes<'r>(&self, raw: &'r [u8]) -> Result<&'r [u8], String> {
         let bytes = slice_of(raw, self.raw_offset, self.data_len, &self.extent);
         let bytes = bytes.ok_or("the index names a place beyond the frame's end")?;
-        check_pieces(&self.extent, bytes)?;
+        self.extent.check(bytes)?;
         Ok(bytes)
     }
 }
@@ -92,26 +92,7 @@ pub(crate) fn slice_of<'r>(
     extent: &ExtentRow,
 ) -> Option<&'r [u8]> {
     let record = raw.get(raw_offset as usize..)?.get(..data_len as usize)?;
-    let start = usize::try_from(extent.data_offset).ok()?;
-    let len = usize::try_from(extent.range.len).ok()?;
-    record.get(start..)?.get(..len)
-}
-
-/// Compares the hash of each piece.
-pub(crate) fn check_pieces(extent: &ExtentRow, mut bytes: &[u8]) -> Result<(), String> {
-    let mut hashes = extent.hashes.iter();
-    for piece in layout::pieces(extent.range) {
-        let len = usize::try_from(piece.len).unwrap_or(usize::MAX);
-        let (head, rest) = bytes.split_at_checked(len).ok_or("it is too short")?;
-        if hashes.next() != Some(&Hash::of(head)) {
-            return Err(format!(
-                "the bytes for offset {} do not have the hash that was logged",
-                piece.offset
-            ));
-        }
-        bytes = rest;
-    }
-    Ok(())
+    extent.slice_of(record)
 }
 
 /// A frame to be fetched.

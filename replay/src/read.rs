@@ -8,7 +8,7 @@ use tierfs::catalog::{DataLocation, ExtentRow, InodeRow, Queries};
 use tierfs::ids::Lsn;
 use tierfs::record::Kind;
 
-use crate::content::{check_pieces, slice_of};
+use crate::content::slice_of;
 use crate::copies::SegmentCopies;
 use crate::error::Error;
 use crate::sources::Sources;
@@ -134,7 +134,7 @@ impl Stream<'_> {
         let checked = |raw: Vec<u8>| {
             let bytes = slice_of(&raw, place.raw_offset, place.len, extent);
             let bytes = bytes.ok_or("the index names a place beyond the frame's end")?;
-            check_pieces(extent, bytes)?;
+            extent.check(bytes)?;
             Ok::<_, String>(raw)
         };
         let raw = if let Some(raw) = same.and_then(|(_, raw)| checked(raw).ok()) {

@@ -1,7 +1,7 @@
 //! What recall and release leave behind lasts: over restarts at the worst moment, and a loss of power.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -272,4 +272,38 @@ fn released_files_of_a_snapshot_come_back() {
     wait_whole(&copy.join("other"));
     btrfs(&["delete"], &system.at("frozen"), None);
     system.check("a snapshot of released files");
+}
+
+/// What the status says is released is what is.
+#[test]
+fn deleted_stubs_leave_the_list() {
+    let system = start(Kind::Ext4);
+    let paths = released_files(&system, 20);
+    let (gone, kept) = paths.split_at(15);
+    let held = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH)
+        .open(&gone[0])
+        .expect("held without being opened");
+    let linked = system.at("linked");
+    fs::hard_link(&gone[1], &linked).expect("linked");
+    for path in gone {
+        fs::remove_file(path).expect("deleted");
+    }
+    system.sync_all();
+    let released = |count: usize| {
+        system.wait_for("the deleted files are off the list", |status| {
+            status["released"]["files"] == count
+        });
+    };
+    released(kept.len() + 2);
+    // The inode of one of them is there still, and another has a name still.
+    thread::sleep(FORGOTTEN);
+    released(kept.len() + 2);
+    drop(held);
+    released(kept.len() + 1);
+    assert_reads(&linked, &bytes_of(&gone[1]), "its other name");
+    for path in kept {
+        assert_reads(path, &bytes_of(path), "it was kept");
+    }
 }

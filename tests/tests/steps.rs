@@ -122,16 +122,26 @@ fn kill_at(step: Step, worker: i32) -> Child {
 }
 
 /// Waits for the worker's death.
-fn reached(mut tracer: Child, worker: i32, context: &str) {
+fn reached(tracer: Child, worker: i32, context: &str) {
     let end = Instant::now() + LIMIT;
-    while Path::new(&format!("/proc/{worker}/fd/0")).exists() {
-        if Instant::now() >= end {
+    let dies = dies_before(tracer, worker, &|| Instant::now() >= end);
+    assert!(dies, "{context}: the step is never reached");
+}
+
+/// Waits for the worker's death, or until something else is so.
+fn dies_before(mut tracer: Child, worker: i32, over: &dyn Fn() -> bool) -> bool {
+    let dies = loop {
+        if !Path::new(&format!("/proc/{worker}/fd/0")).exists() {
+            break true;
+        }
+        if over() {
             let _ = tracer.kill();
-            panic!("{context}: the step is never reached");
+            break false;
         }
         thread::sleep(Duration::from_millis(2));
-    }
+    };
     let _ = tracer.wait();
+    dies
 }
 
 /// How it ends.
@@ -203,6 +213,145 @@ fn interrupted(system: &mut System, number: usize, step: Step, end: End) {
     assert_eq!(found.expect("its time"), mtime, "{context}");
     wait_whole(&path);
     assert!(!is_marked(&path), "{context}");
+}
+
+/// The calls of an immutable stub's recall: it is interrupted before each that the thread makes.
+const SEALED: [(&str, &str); 8] = [
+    ("recall", "ioctl"),
+    ("recall", "fsetxattr"),
+    ("recall", "pwrite64"),
+    ("finish", "ioctl"),
+    ("finish", "fsetxattr"),
+    ("finish", "fremovexattr"),
+    ("finish", "fsync"),
+    ("finish", "pwrite64"),
+];
+/// No thread makes more of one kind.
+const CALLS_MAX: usize = 12;
+
+fn is_immutable(path: &Path) -> bool {
+    let file = File::open(path).expect("opened");
+    sys::flags(&file).expect("its flags") & sys::IMMUTABLE_FL != 0
+}
+
+/// Recalls an immutable stub. False where that ends without such a call.
+fn interrupted_sealed(
+    system: &mut System,
+    path: &Path,
+    (thread, call): (&'static str, &'static str),
+    nth: u32,
+    end: End,
+) -> bool {
+    let step = recall_step("an immutable file", thread, call, nth);
+    let context = format!("{end:?}, immutable: {thread}, {call} {nth}");
+    let workers = system.processes("worker");
+    let [worker] = workers[..] else {
+        panic!("{context}: workers {workers:?}");
+    };
+    let tracer = kill_at(step, worker);
+    let mut reads = Command::new("cat");
+    reads.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut reads = reads.arg(path).spawn().expect("started");
+    let limit = Instant::now() + LIMIT;
+    let dies = dies_before(tracer, worker, &|| {
+        assert!(Instant::now() < limit, "{context}: it is never recalled");
+        // The last calls come after the mark is gone.
+        let whole = !is_marked(path);
+        thread::sleep(Duration::from_millis(if whole { 300 } else { 0 }));
+        whole && Path::new(&format!("/proc/{worker}/fd/0")).exists()
+    });
+    match end {
+        End::Killed => {
+            let read = reads.wait().expect("ended");
+            // Who waits while the guard lives gets his bytes.
+            assert!(read.success(), "{context}");
+            system.wait_until_it_answers();
+        }
+        End::Power => {
+            let root = File::open(system.root()).expect("the root");
+            sys::cut_off(&root).expect("cut off");
+            drop(root);
+            system.kill_all();
+            let _ = reads.wait();
+            system.fs().unmount();
+            system.start();
+        }
+    }
+    system.wait_for("only stubs are asked about", |status| {
+        status["released"]["every_file"] == false
+    });
+    assert_reads(path, &sealed_bytes(path), &context);
+    wait_whole(path);
+    let soon = Instant::now() + Duration::from_secs(10);
+    while !is_immutable(path) {
+        assert!(Instant::now() < soon, "{context}: it can be changed now");
+        thread::sleep(Duration::from_millis(20));
+    }
+    dies
+}
+
+fn sealed_bytes(path: &Path) -> Vec<u8> {
+    path.to_string_lossy().into_owned().repeat(700).into_bytes()
+}
+
+fn change_seal(path: &Path, set: u32, clear: u32) {
+    let file = File::open(path).expect("opened");
+    sys::change_flags(&file, set, clear).expect("chattr");
+}
+
+/// Immutable stubs: `replay --stubs` makes such.
+fn sealed_at_every_step(kind: Kind, end: End) {
+    let mut system = Setup::new(kind)
+        .exposed()
+        .with("recall_threads", "1")
+        .start();
+    let paths: Vec<_> = (0..SEALED.len() * CALLS_MAX)
+        .map(|number| system.at(format!("file{number}")))
+        .collect();
+    for path in &paths {
+        fs::write(path, sealed_bytes(path)).expect("written");
+    }
+    system.sync_all();
+    for path in &paths {
+        release(&system, path);
+    }
+    system.stop();
+    system.fs().mount();
+    for path in &paths {
+        change_seal(path, sys::IMMUTABLE_FL, 0);
+    }
+    system.fs().unmount();
+    system.start();
+    let mut unused = paths.iter();
+    for (thread, call) in SEALED {
+        let mut reached = 0;
+        for nth in 1.. {
+            let path = unused.next().expect("files enough");
+            if !interrupted_sealed(&mut system, path, (thread, call), nth, end) {
+                break;
+            }
+            reached = nth;
+        }
+        say(format_args!(
+            "{end:?}: {thread} makes {reached} calls {call}"
+        ));
+        assert!(reached > 0, "{thread} makes no call {call}");
+    }
+    for path in &paths {
+        assert_reads(path, &sealed_bytes(path), "at the end");
+        change_seal(path, 0, sys::IMMUTABLE_FL);
+    }
+    system.check(&format!("{kind}: {end:?} at every step, immutable"));
+}
+
+#[test]
+fn killed_at_every_step_of_an_immutable_file_on_ext4() {
+    sealed_at_every_step(Kind::Ext4, End::Killed);
+}
+
+#[test]
+fn the_power_fails_at_every_step_of_an_immutable_file_on_xfs() {
+    sealed_at_every_step(Kind::Xfs, End::Power);
 }
 
 fn at_every_step(kind: Kind, end: End) {

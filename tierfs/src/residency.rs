@@ -13,8 +13,12 @@
 //! A disk that is set back to an earlier state (a snapshot of a volume manager, an image) may have stubs
 //! that have left the list since. So before files leave, the disk gets a new generation
 //! ([`crate::stub::DiskMark`]), and a list is complete for its own generation only.
+//!
+//! Beside the stubs it has the flags that were taken off a file so that it can be recalled (immutable,
+//! append-only): with them nobody can write its mark, so this is where they are kept, durably, until the file
+//! has them again, durably.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -28,14 +32,17 @@ use crate::stub::DiskMark;
 /// "hsr1": says that an SQLite file is such a list.
 const APPLICATION_ID: i64 = 0x6873_7231;
 /// Raised with every change of the tables; another version is made anew from the disk.
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
 
 const TABLES: &str = "
 CREATE TABLE stub(file INTEGER PRIMARY KEY, handle BLOB NOT NULL, since_s INTEGER NOT NULL) STRICT;
+CREATE TABLE sealed(handle BLOB PRIMARY KEY, seals INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE atime(file INTEGER PRIMARY KEY, atime_s INTEGER NOT NULL) STRICT;
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 ";
 
+/// Of which filesystem the list is.
+const DISK: &str = "disk";
 /// For which filesystem the list is complete.
 const COMPLETE: &str = "complete";
 /// The disk's generation, and what it may have become.
@@ -59,6 +66,8 @@ pub struct Residency {
     unmarked: HashSet<Stub>,
     /// Those of them that leave after the sync that goes on now.
     leaving: HashSet<Stub>,
+    /// By handle, as in the table.
+    sealed: HashMap<Vec<u8>, u32>,
 }
 
 /// Where the list lies that belongs to a catalog.
@@ -128,7 +137,22 @@ impl Residency {
         };
         let ours = pragma("PRAGMA application_id")? == APPLICATION_ID
             && pragma("PRAGMA user_version")? == SCHEMA_VERSION;
-        Ok(ours.then(|| Self::new(conn, path)))
+        if !ours {
+            return Ok(None);
+        }
+        let mut list = Self::new(conn, path);
+        list.sealed = list.read_sealed()?;
+        Ok(Some(list))
+    }
+
+    fn read_sealed(&self) -> Result<HashMap<Vec<u8>, u32>, Error> {
+        self.conn
+            .prepare("SELECT handle, seals FROM sealed")
+            .and_then(|mut stmt| {
+                stmt.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+                    .collect()
+            })
+            .map_err(self.fail("reading the list of stubs"))
     }
 
     fn new(conn: Connection, path: &Path) -> Self {
@@ -137,6 +161,7 @@ impl Residency {
             path: path.to_owned(),
             unmarked: HashSet::new(),
             leaving: HashSet::new(),
+            sealed: HashMap::new(),
         }
     }
 
@@ -208,6 +233,44 @@ impl Residency {
         self.unmarked.insert(stub);
     }
 
+    /// These flags (`FS_*_FL`) are about to be taken off an inode. Durable when it returns.
+    pub fn note_unsealed(&mut self, handle: &[u8], seals: u32) -> Result<(), Error> {
+        let all = seals | self.seals_of(handle);
+        self.write(
+            "noting the flags of a file",
+            "INSERT OR REPLACE INTO sealed(handle, seals) VALUES (?1, ?2)",
+            &[all],
+            |all| (handle, *all),
+        )?;
+        self.sealed.insert(handle.to_vec(), all);
+        Ok(())
+    }
+
+    /// The flags that an inode is to get again.
+    pub fn seals_of(&self, handle: &[u8]) -> u32 {
+        self.sealed.get(handle).copied().unwrap_or(0)
+    }
+
+    /// Every inode that is to get flags again.
+    pub fn unsealed(&self) -> Vec<(Vec<u8>, u32)> {
+        let all = self.sealed.iter();
+        all.map(|(handle, seals)| (handle.clone(), *seals))
+            .collect()
+    }
+
+    /// An inode has its flags again, durably, or is gone.
+    pub fn note_sealed(&mut self, handle: &[u8]) -> Result<(), Error> {
+        if !self.sealed.contains_key(handle) {
+            return Ok(());
+        }
+        let sql = "DELETE FROM sealed WHERE handle = ?1";
+        self.write("noting the flags of a file", sql, &[handle], |handle| {
+            [*handle]
+        })?;
+        self.sealed.remove(handle);
+        Ok(())
+    }
+
     /// Whether anything is to leave the list.
     pub fn has_leaving(&self) -> bool {
         !(self.unmarked.is_empty() && self.leaving.is_empty())
@@ -257,12 +320,12 @@ impl Residency {
         Ok(())
     }
 
-    /// Whether a file is on the list.
-    pub fn contains(&self, file: FileId) -> Result<bool, Error> {
+    /// A file as it is on the list.
+    pub fn get(&self, file: FileId) -> Result<Option<Stub>, Error> {
         self.conn
-            .prepare_cached("SELECT 1 FROM stub WHERE file = ?1")
-            .and_then(|mut stmt| stmt.query_row([number(file)], |_| Ok(())).optional())
-            .map(|found| found.is_some())
+            .prepare_cached("SELECT handle FROM stub WHERE file = ?1")
+            .and_then(|mut stmt| stmt.query_row([number(file)], |row| row.get(0)).optional())
+            .map(|found| found.map(|handle| Stub { file, handle }))
             .map_err(self.fail("reading the list of stubs"))
     }
 
@@ -329,14 +392,22 @@ impl Residency {
         self.set_meta(CURRENT, &generation)
     }
 
-    /// Forgets everything: the list belongs to another disk.
-    pub fn clear(&mut self) -> Result<(), Error> {
-        self.batch(
-            "BEGIN IMMEDIATE; DELETE FROM stub; DELETE FROM atime; DELETE FROM meta; COMMIT",
-        )?;
-        self.unmarked.clear();
-        self.leaving.clear();
-        Ok(())
+    /// Forgets what is of another disk than this: its inodes are others. When files were read stays.
+    pub fn keep_for(&mut self, fs_uuid: &[u8; 16]) -> Result<(), Error> {
+        let disk = hex(fs_uuid);
+        let before = self.meta(DISK)?;
+        if before.as_ref() == Some(&disk) {
+            return Ok(());
+        }
+        if before.is_some() {
+            self.batch(
+                "BEGIN IMMEDIATE; DELETE FROM stub; DELETE FROM sealed; DELETE FROM meta; COMMIT",
+            )?;
+            self.sealed.clear();
+            self.unmarked.clear();
+            self.leaving.clear();
+        }
+        self.set_meta(DISK, &disk)
     }
 
     /// Notes when files were last read (unix seconds), where that is later than what is noted. Where
@@ -442,7 +513,7 @@ mod tests {
         assert_eq!(list.page(None, 10).expect("read"), [stub(1), stub(3)]);
         assert_eq!(list.page(FileId::new(1), 10).expect("read"), [stub(3)]);
         assert_eq!(list.count().expect("counted"), 2);
-        assert!(list.contains(stub(3).file).expect("read"));
+        assert!(list.get(stub(3).file).expect("read").is_some());
         assert!(list.is_complete(&[1; 16], Some(&next)).expect("read"));
         assert!(!list.is_complete(&[1; 16], Some(&mark)).expect("set back"));
         assert!(!list.is_complete(&[1; 16], None).expect("read"));
@@ -474,6 +545,32 @@ mod tests {
         assert!(list.prepare_to_leave().expect("noted").is_some());
         list.leave().expect("removed");
         assert_eq!(list.page(None, 9).expect("read"), [stub(1)]);
+    }
+
+    #[test]
+    fn flags_are_kept_until_the_file_has_them_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("list");
+        let mut list = Residency::open(&path).expect("a list");
+        list.note_unsealed(&[1], 0x10).expect("noted");
+        list.note_unsealed(&[1], 0x20).expect("noted");
+        list.note_unsealed(&[2], 0x10).expect("noted");
+        drop(list);
+        let mut list = Residency::open(&path).expect("the same list");
+        assert_eq!(list.seals_of(&[1]), 0x30);
+        list.note_sealed(&[1]).expect("noted");
+        list.note_sealed(&[3]).expect("never noted");
+        assert_eq!(list.unsealed(), [(vec![2], 0x10)]);
+        drop(list);
+        let mut list = Residency::open(&path).expect("the same list");
+        assert_eq!(list.unsealed(), [(vec![2], 0x10)]);
+        list.keep_for(&[1; 16]).expect("not known before");
+        list.keep_for(&[1; 16]).expect("the same");
+        assert_eq!(list.seals_of(&[2]), 0x10);
+        list.keep_for(&[2; 16]).expect("another disk");
+        drop(list);
+        let list = Residency::open(&path).expect("the same list");
+        assert_eq!((list.unsealed(), list.seals_of(&[2])), (vec![], 0));
     }
 
     #[test]

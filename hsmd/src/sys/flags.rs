@@ -132,13 +132,17 @@ fn read_raw(fd: BorrowedFd<'_>) -> Result<Option<u32>, Error> {
 /// The flags that keep a file from being changed: immutable, append-only.
 const SEALS: u32 = 0x30;
 
-/// Takes the flags off that keep an open file from being changed; gives them.
-pub fn unseal(fd: BorrowedFd<'_>) -> Result<u32, Error> {
-    let Some(flags) = read(fd)?.filter(|flags| flags.0 & SEALS != 0) else {
-        return Ok(0);
-    };
-    write(fd, Flags(flags.0 & !SEALS))?;
-    Ok(flags.0 & SEALS)
+/// The flags of an open file that keep it from being changed.
+pub fn seals(fd: BorrowedFd<'_>) -> Result<u32, Error> {
+    Ok(read(fd)?.map_or(0, |flags| flags.0 & SEALS))
+}
+
+/// Takes them off.
+pub fn unseal(fd: BorrowedFd<'_>) -> Result<(), Error> {
+    match read(fd)? {
+        Some(flags) if flags.0 & SEALS != 0 => write(fd, Flags(flags.0 & !SEALS)),
+        _ => Ok(()),
+    }
 }
 
 /// Puts flags back that [`unseal`] took off.

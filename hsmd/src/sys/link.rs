@@ -7,6 +7,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
@@ -18,18 +19,29 @@ use super::permission::{Answer, Attempt};
 
 /// All messages are of this size: a kind, and up to four numbers.
 const BYTES: usize = 40;
+/// Of an access's first number; above them it says for how many milliseconds it waits.
+const KIND_BITS: u32 = 8;
 
-/// What the guard tells the worker.
-#[derive(Debug)]
-pub struct Handed {
+/// An access that waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Waits {
     /// The guard's name for it, never used again.
     pub id: u64,
     /// What is attempted.
     pub attempt: Attempt,
-    /// Who attempts it: process and user.
+    /// Who attempts it.
     pub pid: i32,
     /// Its user.
     pub uid: u32,
+    /// For so long already: an earlier worker may have had it. Whole milliseconds arrive.
+    pub since: Duration,
+}
+
+/// What the guard tells the worker.
+#[derive(Debug)]
+pub struct Handed {
+    /// Who waits.
+    pub waits: Waits,
     /// The file.
     pub fd: OwnedFd,
 }
@@ -147,26 +159,25 @@ fn receive(socket: BorrowedFd<'_>) -> Result<Option<(Words, Option<OwnedFd>)>, E
 }
 
 /// The guard's side of an access. False: there is no room now.
-pub fn hand(
-    socket: BorrowedFd<'_>,
-    id: u64,
-    attempt: Attempt,
-    (pid, uid): (i32, u32),
-    fd: BorrowedFd<'_>,
-) -> Result<bool, Error> {
-    let (kind, range) = match attempt {
+pub fn hand(socket: BorrowedFd<'_>, waits: &Waits, fd: BorrowedFd<'_>) -> Result<bool, Error> {
+    let (kind, range) = match waits.attempt {
         Attempt::Open => (1, (0, 0)),
         Attempt::Exec => (2, (0, 0)),
         Attempt::Access(None) => (3, (0, 0)),
         Attempt::Access(Some(range)) => (4, range),
     };
-    let who = u64::from(pid.cast_unsigned()) << 32 | u64::from(uid);
-    send(socket, [kind, id, who, range.0, range.1], Some(fd))
+    let who = u64::from(waits.pid.cast_unsigned()) << 32 | u64::from(waits.uid);
+    let since = u64::try_from(waits.since.as_millis()).unwrap_or(0) << KIND_BITS;
+    send(
+        socket,
+        [kind | since, waits.id, who, range.0, range.1],
+        Some(fd),
+    )
 }
 
 /// The worker's side of an access; `None` when the guard is gone.
 pub fn take(socket: BorrowedFd<'_>) -> Result<Option<Handed>, Error> {
-    let Some(([kind, id, who, offset, count], fd)) = receive(socket)? else {
+    let Some(([first, id, who, offset, count], fd)) = receive(socket)? else {
         return Ok(None);
     };
     let malformed = |why| Error::Malformed {
@@ -174,7 +185,7 @@ pub fn take(socket: BorrowedFd<'_>) -> Result<Option<Handed>, Error> {
         offset: 0,
         why,
     };
-    let attempt = match kind {
+    let attempt = match first & ((1 << KIND_BITS) - 1) {
         1 => Attempt::Open,
         2 => Attempt::Exec,
         3 => Attempt::Access(None),
@@ -183,10 +194,13 @@ pub fn take(socket: BorrowedFd<'_>) -> Result<Option<Handed>, Error> {
     };
     let low = |word: u64| u32::try_from(word & u64::from(u32::MAX)).unwrap_or(0);
     Ok(Some(Handed {
-        id,
-        attempt,
-        pid: low(who >> 32).cast_signed(),
-        uid: low(who),
+        waits: Waits {
+            id,
+            attempt,
+            pid: low(who >> 32).cast_signed(),
+            uid: low(who),
+            since: Duration::from_millis(first >> KIND_BITS),
+        },
         fd: fd.ok_or_else(|| malformed("it has no descriptor"))?,
     }))
 }
@@ -235,6 +249,16 @@ mod tests {
     use super::*;
     use std::io::Read;
 
+    fn opens(id: u64) -> Waits {
+        Waits {
+            id,
+            attempt: Attempt::Open,
+            pid: 1,
+            uid: 0,
+            since: Duration::ZERO,
+        }
+    }
+
     #[test]
     fn accesses_and_answers_arrive() {
         let (guard, worker) = pair().expect("a link");
@@ -247,14 +271,18 @@ mod tests {
             Attempt::Access(None),
             Attempt::Access(Some((7, u64::MAX))),
         ] {
-            assert!(hand(guard.as_fd(), 9, attempt, (-1, 1000), file.as_fd()).expect("sent"));
+            let waits = Waits {
+                id: 9,
+                attempt,
+                pid: -1,
+                uid: 1000,
+                since: Duration::from_hours(100),
+            };
+            assert!(hand(guard.as_fd(), &waits, file.as_fd()).expect("sent"));
             let handed = take(worker.as_fd()).expect("read").expect("there");
-            assert_eq!(
-                (handed.id, handed.attempt, handed.pid, handed.uid),
-                (9, attempt, -1, 1000)
-            );
+            assert_eq!(handed.waits, waits);
         }
-        hand(guard.as_fd(), 1, Attempt::Open, (1, 0), file.as_fd()).expect("sent");
+        hand(guard.as_fd(), &opens(1), file.as_fd()).expect("sent");
         let handed = take(worker.as_fd()).expect("read").expect("there");
         let mut text = String::new();
         std::fs::File::from(handed.fd)
@@ -279,13 +307,13 @@ mod tests {
         let (guard, worker) = pair().expect("a link");
         let file = tempfile::tempfile().expect("a file");
         let mut sent = 0;
-        while hand(guard.as_fd(), sent, Attempt::Open, (1, 0), file.as_fd()).expect("sent") {
+        while hand(guard.as_fd(), &opens(sent), file.as_fd()).expect("sent") {
             sent += 1;
             assert!(sent < 1_000_000, "there is no end to it");
         }
         for id in 0..sent {
             let handed = take(worker.as_fd()).expect("read").expect("there");
-            assert_eq!(handed.id, id);
+            assert_eq!(handed.waits.id, id);
         }
     }
 }

@@ -22,7 +22,7 @@ use nix::unistd::Pid;
 use crate::cli::GuardArgs;
 use crate::output;
 use crate::shared::lock;
-use crate::sys::link::{self, Told};
+use crate::sys::link::{self, Told, Waits};
 use crate::sys::permission::{Access, Answer, Asked, Attempt, BUFFER_BYTES, PermissionGroup};
 use crate::sys::space::STUB_XATTR;
 use crate::sys::{Error, lease, process, xattr};
@@ -45,6 +45,7 @@ const REFUSED: i32 = 2;
 struct Waiting {
     access: Access,
     uid: u32,
+    since: Instant,
 }
 
 #[derive(Default)]
@@ -210,7 +211,9 @@ impl Guard {
             return self.answer(access, Answer::Deny(libc::EAGAIN));
         }
         *pending.by_user.entry(uid).or_default() += 1;
-        pending.all.insert(id, Waiting { access, uid });
+        let since = Instant::now();
+        let waiting = Waiting { access, uid, since };
+        pending.all.insert(id, waiting);
         pending.untold.push_back(id);
         drop(pending);
         // At once, where nothing is in the way: each thread that a message goes through costs a wake-up.
@@ -224,9 +227,15 @@ impl Guard {
     fn tell(&self, socket: BorrowedFd<'_>) -> Result<bool, Error> {
         let mut pending = lock(&self.pending);
         while let Some(id) = pending.untold.front().copied() {
-            if let Some(Waiting { access, uid }) = pending.all.get(&id) {
-                let who = (access.pid, *uid);
-                if !link::hand(socket, id, access.attempt, who, access.fd.as_fd())? {
+            if let Some(Waiting { access, uid, since }) = pending.all.get(&id) {
+                let waits = Waits {
+                    id,
+                    attempt: access.attempt,
+                    pid: access.pid,
+                    uid: *uid,
+                    since: since.elapsed(),
+                };
+                if !link::hand(socket, &waits, access.fd.as_fd())? {
                     return Ok(true);
                 }
             }

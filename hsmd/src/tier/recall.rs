@@ -12,20 +12,20 @@
 mod finish;
 mod queue;
 mod room;
+mod seals;
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tierfs::LogId;
 use tierfs::catalog::Readers;
-use tierfs::record::Bits;
 use tierfs::residency::Residency;
 use tierfs::stub::{Stage, StubMark};
+use tierfs::{FileId, LogId};
 
 pub use self::queue::{Cancelled, Filling, Queued, Reached, Waits};
-use self::queue::{Queue, State, There, Waiter};
+use self::queue::{Queue, State, There, Turn, Waiter, Wanted};
 use super::fill::{FillError, Filler};
 use super::mark::{self, Marked};
 use super::residents::Residents;
@@ -37,10 +37,12 @@ use crate::sys::handle::{Handle, Opened, handle_of, open_by_handle};
 use crate::sys::link::Handed;
 use crate::sys::mount::PrivateMount;
 use crate::sys::permission::{Answer, Attempt};
-use crate::sys::{Error, flags, io, lease, space};
+use crate::sys::{Error, io, lease, space};
 
 /// How long recalled files gather before they are made durable, unless somebody waits for it.
 const GATHER: Duration = Duration::from_millis(50);
+/// And where some were made durable a moment ago: while the filesystem commits its journal, recalls stand still.
+const GATHER_AGAIN: Duration = Duration::from_secs(1);
 /// The notices about files that cannot be recalled.
 const AWAY: &str = "recall-away";
 const BROKEN: &str = "recall-broken";
@@ -122,6 +124,9 @@ pub struct Recall {
     failing: Mutex<HashMap<Handle, (&'static str, String)>>,
     /// What is there and cannot be finished.
     stuck: Mutex<HashSet<Handle>>,
+    /// Files without a name, not yet looked up in the list of stubs; and those on the list, until their
+    /// inodes are gone, too.
+    deleted: Mutex<Vec<FileId>>,
 }
 
 impl Recall {
@@ -135,6 +140,7 @@ impl Recall {
             answer,
             failing: Mutex::default(),
             stuck: Mutex::default(),
+            deleted: Mutex::default(),
         }
     }
 
@@ -143,10 +149,9 @@ impl Recall {
         let queue = lock(&self.queue);
         let (mut files, mut programs) = (0, 0);
         for state in queue.states.values() {
-            let (State::Wanted(waiters) | State::There { waiters, .. }) = state;
             let waits = |waiter: &&Waiter| matches!(waiter, Waiter::Access { .. });
             files += usize::from(matches!(state, State::Wanted(_)));
-            programs += waiters.iter().filter(waits).count();
+            programs += state.waiters().iter().filter(waits).count();
         }
         (files, programs)
     }
@@ -155,14 +160,14 @@ impl Recall {
 
     /// A program waits for a file that had a mark when the guard looked.
     pub fn access(&self, handed: Handed) {
-        let Handed {
+        let Handed { waits, fd } = handed;
+        let (id, attempt, uid) = (waits.id, waits.attempt, waits.uid);
+        let waiter = Waiter::Access {
             id,
             attempt,
-            pid,
-            uid,
-            fd,
-        } = handed;
-        let who = (pid, uid);
+            who: (waits.pid, uid),
+            since: since(waits.since),
+        };
         let handle = match handle_of(fd.as_fd()) {
             Ok(handle) => handle,
             Err(error) => {
@@ -179,12 +184,7 @@ impl Recall {
                 (self.answer)(id, Answer::Allow);
                 return;
             }
-            waiters.push(Waiter::Access {
-                id,
-                attempt,
-                who,
-                since: Instant::now(),
-            });
+            waiters.push(waiter);
             drop(fd);
             self.finish.notify_one();
             return;
@@ -193,12 +193,6 @@ impl Recall {
         let place = match mark::look(fd.as_fd(), self.parts.log_id) {
             Ok(Marked::Stub(mark) | Marked::Snapshot(mark)) => mark.version.get(),
             _ => 0,
-        };
-        let waiter = Waiter::Access {
-            id,
-            attempt,
-            who,
-            since: Instant::now(),
         };
         self.want(queue, handle, uid, place, waiter);
     }
@@ -231,10 +225,8 @@ impl Recall {
     pub fn resume(&self, handle: &Handle) {
         let mut queue = lock(&self.queue);
         if !queue.states.contains_key(handle) {
-            queue
-                .states
-                .insert(handle.clone(), State::Wanted(Vec::new()));
-            queue.push(0, 0, handle.clone());
+            let turn = Turn { uid: 0, place: 0 };
+            queue.want(handle.clone(), turn, Vec::new());
             drop(queue);
             self.wake.notify_one();
         }
@@ -248,14 +240,11 @@ impl Recall {
         place: u64,
         waiter: Waiter,
     ) {
-        if let Some(State::Wanted(waiters)) = queue.states.get_mut(&handle) {
-            waiters.push(waiter);
+        if let Some(State::Wanted(wanted)) = queue.states.get_mut(&handle) {
+            wanted.waiters.push(waiter);
             return;
         }
-        queue
-            .states
-            .insert(handle.clone(), State::Wanted(vec![waiter]));
-        queue.push(uid, place, handle);
+        queue.want(handle, Turn { uid, place }, vec![waiter]);
         drop(queue);
         self.wake.notify_one();
     }
@@ -330,6 +319,9 @@ impl Recall {
             }
             // Whatever else went wrong: nobody waits for it any more.
             Err(_) if filling.stops() => self.stopped(handle),
+            Err(FillError::Full(full)) if self.may_fit_soon(handle) => {
+                tracing::debug!(%full, "a recall waits until recalled files can be released");
+            }
             Err(error) => {
                 self.failed(handle, &error);
                 if filling.stops() {
@@ -378,15 +370,13 @@ impl Recall {
         if durable || (mark.stage == Stage::Filled && filler.is_filled(held.as_fd(), &mark)?) {
             return Ok(Some(there));
         }
-        // Who made a stub immutable did not mean that it cannot be read any more. Its flags are in the
-        // mark as long as they are off.
-        let seals = flags::unseal(held.as_fd())?;
-        if seals != 0 {
-            mark.seals.0 |= seals;
-            if let Err(error) = space::set_mark(held.as_fd(), &mark.to_bytes()) {
-                flags::seal(held.as_fd(), seals)?;
-                return Err(error.into());
-            }
+        // Who made a stub immutable did not mean that it cannot be read any more.
+        mark.seals.0 |= self.unseal(handle, held.as_fd())?;
+        if mark.seals.0 != 0
+            && let Err(error) = space::set_mark(held.as_fd(), &mark.to_bytes())
+        {
+            self.seal(handle, held.as_fd(), mark.seals.0)?;
+            return Err(error.into());
         }
         let write = libc::O_RDWR | libc::O_NOFOLLOW | libc::O_NOATIME;
         let filled = match open_by_handle(root, handle.as_ref(), write) {
@@ -401,7 +391,7 @@ impl Recall {
         };
         let sealed = mark.seals.0 != 0;
         if filled.is_err() && sealed {
-            self.seal_again(held.as_fd())?;
+            self.seal_again(handle, held.as_fd())?;
         }
         if let (Err(_), Some(original)) = (&filled, &original) {
             self.stays_a_snapshot(held.as_fd(), original)?;
@@ -423,21 +413,12 @@ impl Recall {
         }
     }
 
-    /// The file stays a stub.
-    fn seal_again(&self, fd: BorrowedFd<'_>) -> Result<(), Error> {
-        if let Marked::Stub(mut mark) = mark::look(fd, self.parts.log_id)? {
-            let seals = std::mem::replace(&mut mark.seals, Bits(0));
-            space::set_mark(fd, &mark.to_bytes())?;
-            flags::seal(fd, seals.0)?;
-        }
-        Ok(())
-    }
-
     fn is_there(&self, handle: &Handle, there: There) {
         let mut queue = lock(&self.queue);
-        let Some(State::Wanted(waiters)) = queue.remove(handle) else {
+        let Some(State::Wanted(Wanted { waiters, .. })) = queue.remove(handle) else {
             return;
         };
+        let finish_at = queue.finish_at();
         let (mut go_on, mut stay) = (Vec::new(), Vec::new());
         for waiter in waiters {
             match waiter {
@@ -454,9 +435,7 @@ impl Recall {
             waiters: stay,
         };
         queue.states.insert(handle.clone(), state);
-        queue
-            .there
-            .push((handle.clone(), Instant::now() + GATHER, true));
+        queue.there.push((handle.clone(), finish_at, true));
         drop(queue);
         self.finish.notify_one();
         for id in go_on {
@@ -466,11 +445,7 @@ impl Recall {
 
     fn is_whole(&self, handle: &Handle, bytes: u64) {
         let state = lock(&self.queue).remove(handle);
-        let waiters = match state {
-            Some(State::Wanted(waiters) | State::There { waiters, .. }) => waiters,
-            None => Vec::new(),
-        };
-        for waiter in waiters {
+        for waiter in state.map_or(Vec::new(), State::into_waiters) {
             match waiter {
                 Waiter::Access { id, .. } => (self.answer)(id, Answer::Allow),
                 Waiter::Asked { tell, .. } => tell(Outcome::Whole { bytes }),
@@ -483,21 +458,17 @@ impl Recall {
         let again = error.may_pass();
         self.tell_failure(handle, error);
         let mut queue = lock(&self.queue);
-        let Some(State::Wanted(waiters)) = queue.remove(handle) else {
+        queue.filling.remove(handle);
+        let Some(State::Wanted(wanted)) = queue.states.get_mut(handle) else {
             return;
         };
-        let (mut over, mut stay) = (Vec::new(), Vec::new());
-        for waiter in waiters {
-            if again && waiter.since().elapsed() < self.parts.wait {
-                stay.push(waiter);
-            } else {
-                over.push(waiter);
-            }
-        }
-        if !stay.is_empty() {
-            queue.states.insert(handle.clone(), State::Wanted(stay));
-            let at = Instant::now() + AGAIN;
-            queue.later.push((at, 0, 0, handle.clone()));
+        wanted.full_since = None;
+        let for_good = |waiter: &mut Waiter| !again || waiter.since().elapsed() >= self.parts.wait;
+        let over: Vec<Waiter> = wanted.waiters.extract_if(.., for_good).collect();
+        if wanted.waiters.is_empty() {
+            queue.remove(handle);
+        } else {
+            queue.put_off(handle, Instant::now() + AGAIN);
         }
         drop(queue);
         self.wake.notify_one();
@@ -579,4 +550,10 @@ impl Recall {
             Waiter::Asked { tell, .. } => tell(Outcome::Failed(errno, why.to_owned())),
         }
     }
+}
+
+/// When it was so long ago.
+fn since(waited: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_sub(waited).unwrap_or(now)
 }

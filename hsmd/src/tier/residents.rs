@@ -135,9 +135,14 @@ impl Residents {
     /// The file is whole, and has no mark any more.
     pub fn unprotect(&self, file: BorrowedFd<'_>) -> Result<(), sys::Error> {
         self.group.unmark_inode(file, self.asked)?;
+        self.is_gone();
+        Ok(())
+    }
+
+    /// An inode that had a mark has none any more, or is deleted.
+    pub fn is_gone(&self) {
         let mut mode = lock(&self.mode);
         mode.marks = mode.marks.saturating_sub(1);
-        Ok(())
     }
 
     /// Whether the list is known to hold every stub of the disk as it is.

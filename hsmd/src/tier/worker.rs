@@ -152,7 +152,8 @@ impl Tier {
         )?;
         events.ignore_mount(mount.root())?;
         let residents = Arc::new(residents);
-        let list = StubList::open(&residency::path_beside(&config.catalog))?;
+        let mut list = StubList::open(&residency::path_beside(&config.catalog))?;
+        list.keep_for(&fs_uuid)?;
         let list = Arc::new(Mutex::new(list));
         let busy = Arc::new(Busy::default());
         let vouched = Arc::new(Vouched::default());
@@ -187,6 +188,7 @@ impl Tier {
             },
             Box::new(answer),
         );
+        recall.settle_seals();
         let release = Release {
             shared: shared.clone(),
             board,
@@ -371,6 +373,11 @@ impl Tier {
     /// Whether a file that has this change time is known to be as it was logged.
     pub fn vouches(&self, handle: &Handle, ctime: crate::sys::stat::Time) -> bool {
         self.vouched.knows(handle, ctime)
+    }
+
+    /// The log says that these are deleted: those of them that are stubs leave the list.
+    pub fn note_deleted(&self, files: impl Iterator<Item = FileId>) {
+        self.recall.note_deleted(files);
     }
 
     /// When a file was recalled, if that is not long ago.

@@ -1,7 +1,7 @@
 //! What queries give and what the fold takes beside transactions: plain rows.
 
 use crate::ids::{DataId, Epoch, FileId, Hash, Lsn, SegmentNo, Time};
-use crate::layout::Range;
+use crate::layout::{self, Range};
 use crate::record::{Bits, Device, Kind};
 
 /// Whether superseded rows are kept.
@@ -139,6 +139,32 @@ pub struct ExtentRow {
     pub data_offset: u64,
     /// BLAKE3 of each of its pieces ([`crate::layout::pieces`] of `range`).
     pub hashes: Vec<Hash>,
+}
+
+impl ExtentRow {
+    /// Its bytes within the content of its data record; `None` where that is too short.
+    pub fn slice_of<'r>(&self, content: &'r [u8]) -> Option<&'r [u8]> {
+        let start = usize::try_from(self.data_offset).ok()?;
+        let len = usize::try_from(self.range.len).ok()?;
+        content.get(start..)?.get(..len)
+    }
+
+    /// Compares the hash of each piece with its bytes. Says what is wrong with them.
+    pub fn check(&self, mut bytes: &[u8]) -> Result<(), String> {
+        let mut hashes = self.hashes.iter();
+        for piece in layout::pieces(self.range) {
+            let len = usize::try_from(piece.len).unwrap_or(usize::MAX);
+            let (head, rest) = bytes.split_at_checked(len).ok_or("it is too short")?;
+            if hashes.next() != Some(&Hash::of(head)) {
+                return Err(format!(
+                    "the bytes for offset {} do not have the hash that was logged",
+                    piece.offset
+                ));
+            }
+            bytes = rest;
+        }
+        Ok(())
+    }
 }
 
 /// A transaction as the catalog remembers it.

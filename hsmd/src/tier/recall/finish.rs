@@ -3,15 +3,16 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use tierfs::FileId;
 use tierfs::residency::Stub;
 use tierfs::stub::Stage;
 
-use super::{AGAIN, Queue, Recall, STUCK, State};
+use super::{AGAIN, FillError, Queue, Recall, STUCK, State};
 use crate::capture::hints::{Beside, Key, Look};
 use crate::shared::lock;
 use crate::sys::handle::{Handle, Opened, open_by_handle};
 use crate::sys::stat::stat_of;
-use crate::sys::{Error, flags, io, lease, space};
+use crate::sys::{flags, io, lease, space};
 use crate::tier::mark::{self, Marked};
 use crate::tier::residents::ResidentsError;
 
@@ -38,6 +39,7 @@ impl Recall {
             let closed = lock(&self.queue).closed;
             if !batch.is_empty() {
                 self.finish_batch(batch);
+                lock(&self.queue).finished = Some(Instant::now());
             }
             if closed || forgot.elapsed() >= FORGET {
                 forgot = Instant::now();
@@ -52,8 +54,55 @@ impl Recall {
 
     /// Takes files off the list whose marks are gone for good.
     fn forget(&self) {
-        if let Err(error) = self.try_forget() {
+        if let Err(error) = self.forget_deleted().and_then(|()| self.try_forget()) {
             tracing::warn!(%error, "the list of stubs keeps files that are none");
+        }
+    }
+
+    /// The log says that these are deleted.
+    pub fn note_deleted(&self, files: impl Iterator<Item = FileId>) {
+        let mut deleted = lock(&self.deleted);
+        let before = deleted.len();
+        deleted.extend(files);
+        if deleted.len() > before {
+            self.finish.notify_one();
+        }
+    }
+
+    /// Deleted stubs leave the list, too.
+    fn forget_deleted(&self) -> Result<(), ResidentsError> {
+        let mut files = std::mem::take(&mut *lock(&self.deleted));
+        let mut result = Ok(());
+        files.retain(|file| match self.is_settled(*file) {
+            Ok(settled) => !settled,
+            Err(error) => {
+                result = Err(error);
+                true
+            }
+        });
+        lock(&self.deleted).append(&mut files);
+        result
+    }
+
+    /// Whether a deleted file has nothing to do with the list any more; while a program has it open it has.
+    fn is_settled(&self, file: FileId) -> Result<bool, ResidentsError> {
+        let Some(stub) = lock(&self.parts.residency).get(file)? else {
+            return Ok(true);
+        };
+        let handle = Handle::from_bytes(&stub.handle);
+        let opened = handle.map(|handle| {
+            let root = self.parts.mount.root();
+            open_by_handle(root, handle.as_ref(), io::HOLD)
+        });
+        match opened {
+            // It got a name again.
+            Ok(Ok(Opened::Fd(fd))) => Ok(stat_of(fd.as_fd())?.nlink > 0),
+            Ok(Err(error)) => Err(error.into()),
+            Ok(Ok(Opened::Stale)) | Err(_) => {
+                self.parts.residents.is_gone();
+                lock(&self.parts.residency).note_unmarked(stub);
+                Ok(true)
+            }
         }
     }
 
@@ -91,7 +140,8 @@ impl Recall {
             }
             let next = queue.there.iter().map(|(_, due, _)| *due).min();
             let mut patience = next.map_or(Duration::from_mins(1), |due| due - now);
-            if lock(&self.parts.residency).has_leaving() {
+            let leaving = lock(&self.parts.residency).has_leaving();
+            if leaving || !lock(&self.deleted).is_empty() {
                 patience = patience.min(FORGET);
                 if waited {
                     return Some(Vec::new());
@@ -122,7 +172,7 @@ impl Recall {
                     self.is_well(&handle);
                     self.is_whole(&handle, 0);
                 }
-                Err(error) => self.put_off(handle, &error),
+                Err(error) => self.put_off(handle, &error.into()),
             }
         }
         let mut there = Vec::new();
@@ -157,6 +207,7 @@ impl Recall {
             return match io::syncfs(self.parts.mount.root()) {
                 Ok(()) => files,
                 Err(error) => {
+                    let error = error.into();
                     for file in files {
                         self.put_off(file.handle, &error);
                     }
@@ -168,44 +219,44 @@ impl Recall {
         for file in files {
             match space::sync_file(file.fd.as_fd()) {
                 Ok(()) => durable.push(file),
-                Err(error) => self.put_off(file.handle, &error),
+                Err(error) => self.put_off(file.handle, &error.into()),
             }
         }
         durable
     }
 
     /// The file is durable: its mark says so. From here on its flags are off.
-    fn set_there(&self, file: &Finishing) -> Result<(), Error> {
+    fn set_there(&self, file: &Finishing) -> Result<(), FillError> {
         let _held = self.parts.busy.hold(&file.handle);
         let fd = file.fd.as_fd();
         let Marked::Stub(mut mark) = mark::look(fd, self.parts.log_id)? else {
             return Ok(());
         };
-        let seals = flags::unseal(fd)?;
-        if mark.stage == Stage::There && seals == 0 {
+        let sealed = flags::seals(fd)? != 0;
+        if mark.stage == Stage::There && !sealed {
             return Ok(());
         }
         mark.stage = Stage::There;
-        mark.seals.0 |= seals;
+        mark.seals.0 |= self.unseal(&file.handle, fd)?;
         let set = space::set_mark(fd, &mark.to_bytes());
-        if set.is_err() {
-            flags::seal(fd, seals)?;
+        if set.is_err() && sealed {
+            self.seal(&file.handle, fd, mark.seals.0)?;
         }
-        set
+        Ok(set?)
     }
 
     /// The file is durable, and its mark says so durably.
-    fn finish_one(&self, Finishing { handle, fd }: &Finishing) -> Result<(), Error> {
+    fn finish_one(&self, Finishing { handle, fd }: &Finishing) -> Result<(), FillError> {
         let _held = self.parts.busy.hold(handle);
         let marked = mark::look(fd.as_fd(), self.parts.log_id)?;
         // While it has its mark nobody writes; with the lease nobody does before the look at its time.
         let alone = lease::ReadLease::take(fd.as_fd())?;
-        let mut seals = flags::unseal(fd.as_fd())?;
+        let mut seals = self.unseal(handle, fd.as_fd())?;
         let removed = space::remove_mark(fd.as_fd());
         if let Marked::Stub(mark) = &marked {
             seals |= mark.seals.0;
         }
-        flags::seal(fd.as_fd(), seals)?;
+        self.seal(handle, fd.as_fd(), seals)?;
         removed?;
         if let Marked::Stub(mark) = marked {
             lock(&self.parts.residency).note_unmarked(Stub {
@@ -218,7 +269,7 @@ impl Recall {
             self.parts.vouched.note(handle, stat_of(fd.as_fd())?.ctime);
         }
         drop(alone);
-        self.parts.residents.unprotect(fd.as_fd())
+        Ok(self.parts.residents.unprotect(fd.as_fd())?)
     }
 
     fn finished(&self, handle: &Handle) {
@@ -240,7 +291,7 @@ impl Recall {
 
     /// The file is right but cannot be made durable, or its mark not be taken away: tried again. Who waits
     /// to change it hears of it in the end.
-    fn put_off(&self, handle: Handle, error: &Error) {
+    fn put_off(&self, handle: Handle, error: &FillError) {
         let why = format!("{}: {error}", self.name_of(&handle));
         self.parts.shared.trouble(
             STUCK,
@@ -260,9 +311,12 @@ impl Recall {
         let at = Instant::now() + AGAIN;
         queue.there.push((handle, at, false));
         drop(queue);
-        let errno = error.errno().unwrap_or(libc::EIO);
+        let errno = match error {
+            FillError::Sys(error) => error.errno(),
+            _ => None,
+        };
         for waiter in over {
-            self.refuse(waiter, errno, &why);
+            self.refuse(waiter, errno.unwrap_or(libc::EIO), &why);
         }
     }
 }

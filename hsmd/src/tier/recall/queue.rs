@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Outcome, Recall};
+use super::{GATHER, GATHER_AGAIN, Outcome, Recall};
 use crate::shared::lock;
 use crate::sys::handle::Handle;
 use crate::sys::permission::{Answer, Attempt};
@@ -68,9 +68,47 @@ impl Waiter {
 
 pub(super) enum State {
     /// Its bytes are to come.
-    Wanted(Vec<Waiter>),
+    Wanted(Wanted),
     /// Its bytes are there; these wait for the mark to go.
     There { there: There, waiters: Vec<Waiter> },
+}
+
+impl State {
+    pub(super) fn waiters(&self) -> &[Waiter] {
+        match self {
+            Self::Wanted(Wanted { waiters, .. }) | Self::There { waiters, .. } => waiters,
+        }
+    }
+
+    pub(super) fn waiters_mut(&mut self) -> &mut Vec<Waiter> {
+        match self {
+            Self::Wanted(Wanted { waiters, .. }) | Self::There { waiters, .. } => waiters,
+        }
+    }
+
+    pub(super) fn into_waiters(self) -> Vec<Waiter> {
+        match self {
+            Self::Wanted(Wanted { waiters, .. }) | Self::There { waiters, .. } => waiters,
+        }
+    }
+}
+
+/// A file whose bytes are to come.
+pub(super) struct Wanted {
+    /// Whose turn it takes, however often it is tried.
+    turn: Turn,
+    pub(super) waiters: Vec<Waiter>,
+    /// Since when there is no room for it.
+    pub(super) full_since: Option<Instant>,
+}
+
+/// The place of a file in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Turn {
+    /// Who wanted it first.
+    pub(super) uid: u32,
+    /// The version's transaction, which is the order of the log.
+    pub(super) place: u64,
 }
 
 /// A file whose bytes are there.
@@ -115,29 +153,62 @@ pub(super) struct Queue {
     todo: BTreeMap<u32, BTreeMap<(u64, u64), Handle>>,
     /// Whose turn was last, and how far it was.
     last: (u32, (u64, u64)),
-    /// What could not be served, and when it is tried again.
-    pub(super) later: Vec<(Instant, u32, u64, Handle)>,
+    /// What could not be served, by when it is tried again and by arrival.
+    later: BTreeMap<(Instant, u64), Handle>,
     /// What threads work on. A wanted file is in exactly one of `todo`, `later` and this.
     pub(super) filling: HashMap<Handle, Arc<Filling>>,
     /// Each with when it is to be finished, and whether that can be sooner where somebody waits.
     pub(super) there: Vec<(Handle, Instant, bool)>,
+    /// When some were finished last.
+    pub(super) finished: Option<Instant>,
     arrivals: u64,
     pub(super) closed: bool,
 }
 
 impl Queue {
-    pub(super) fn push(&mut self, uid: u32, place: u64, handle: Handle) {
+    /// A file that nobody wanted before.
+    pub(super) fn want(&mut self, handle: Handle, turn: Turn, waiters: Vec<Waiter>) {
+        let wanted = Wanted {
+            turn,
+            waiters,
+            full_since: None,
+        };
+        self.states.insert(handle.clone(), State::Wanted(wanted));
+        self.push(turn, handle);
+    }
+
+    fn push(&mut self, Turn { uid, place }: Turn, handle: Handle) {
         self.arrivals += 1;
         let key = (place, self.arrivals);
         self.todo.entry(uid).or_default().insert(key, handle);
     }
 
+    /// No thread works on a wanted file any more, and it is tried again then.
+    pub(super) fn put_off(&mut self, handle: &Handle, until: Instant) {
+        self.filling.remove(handle);
+        self.arrivals += 1;
+        self.later.insert((until, self.arrivals), handle.clone());
+    }
+
+    /// When a file is to be finished whose bytes are there now.
+    pub(super) fn finish_at(&self) -> Instant {
+        let soon = Instant::now() + GATHER;
+        let again = self.finished.map(|last| last + GATHER_AGAIN);
+        again.map_or(soon, |again| again.max(soon))
+    }
+
     /// The next user's next file on the way through the log; it is being filled from here on.
     pub(super) fn pop(&mut self) -> Option<(Handle, Arc<Filling>)> {
         let now = Instant::now();
-        let due: Vec<_> = self.later.extract_if(.., |(at, ..)| *at <= now).collect();
-        for (_, uid, place, handle) in due {
-            self.push(uid, place, handle);
+        while let Some(first) = self
+            .later
+            .first_entry()
+            .filter(|first| first.key().0 <= now)
+        {
+            let handle = first.remove();
+            if let Some(State::Wanted(Wanted { turn, .. })) = self.states.get(&handle) {
+                self.push(*turn, handle);
+            }
         }
         let (user, at) = self.last;
         let after = self.todo.range(user.saturating_add(1)..).next();
@@ -156,7 +227,7 @@ impl Queue {
     }
 
     pub(super) fn next_later(&self) -> Option<Instant> {
-        self.later.iter().map(|(at, ..)| *at).min()
+        self.later.keys().next().map(|(at, _)| *at)
     }
 
     /// The file is out of the queue; what was known of it.
@@ -170,7 +241,7 @@ impl Queue {
         if handles.is_empty() {
             return;
         }
-        self.later.retain(|(.., handle)| !handles.contains(handle));
+        self.later.retain(|_, handle| !handles.contains(handle));
         for files in self.todo.values_mut() {
             files.retain(|_, handle| !handles.contains(handle));
         }
@@ -236,9 +307,9 @@ impl Recall {
         let queue = lock(&self.queue);
         let mut list = Vec::new();
         for (handle, state) in &queue.states {
-            let (State::Wanted(waiters) | State::There { waiters, .. }) = state;
             let theirs = |waiter: &&Waiter| uid.is_none_or(|uid| waiter.uid() == uid);
-            let waiters: Vec<Waits> = waiters.iter().filter(theirs).map(Waiter::seen).collect();
+            let waiters = state.waiters().iter().filter(theirs);
+            let waiters: Vec<Waits> = waiters.map(Waiter::seen).collect();
             if uid.is_some() && waiters.is_empty() {
                 continue;
             }
@@ -285,15 +356,16 @@ impl Recall {
         } = &mut *queue;
         let meant = |handle: &Handle| files.is_none_or(|files| files.contains(handle));
         for (handle, state) in states.iter_mut().filter(|(handle, _)| meant(handle)) {
-            let unattended = matches!(state, State::Wanted(waiters) if waiters.is_empty());
-            let (State::Wanted(waiters) | State::There { waiters, .. }) = &mut *state;
+            let wanted = matches!(state, State::Wanted(_));
+            let waiters = state.waiters_mut();
+            let unattended = wanted && waiters.is_empty();
             let before = over.len();
             over.extend(waiters.extract_if(.., |waiter| uid.is_none_or(|uid| waiter.uid() == uid)));
             if over.len() == before && !(unattended && uid.is_none()) {
                 continue;
             }
             done.files += 1;
-            if waiters.is_empty() && matches!(state, State::Wanted(_)) {
+            if waiters.is_empty() && wanted {
                 match filling.get(handle) {
                     Some(filling) => filling.stop(),
                     None => {
@@ -332,8 +404,7 @@ impl Recall {
             drop(queue);
             return self.stopped(handle);
         }
-        queue.filling.remove(handle);
-        queue.later.push((until, 0, 0, handle.clone()));
+        queue.put_off(handle, until);
     }
 
     /// A fill ended early because it was cancelled. Who came since then is served anew.
@@ -341,8 +412,9 @@ impl Recall {
         let mut queue = lock(&self.queue);
         queue.filling.remove(handle);
         match queue.states.get(handle) {
-            Some(State::Wanted(waiters)) if !waiters.is_empty() => {
-                queue.push(0, 0, handle.clone());
+            Some(State::Wanted(Wanted { turn, waiters, .. })) if !waiters.is_empty() => {
+                let turn = *turn;
+                queue.push(turn, handle.clone());
                 drop(queue);
                 self.wake.notify_one();
             }

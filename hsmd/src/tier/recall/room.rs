@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::{FillError, Handle, Recall};
+use super::{FillError, Handle, Recall, State};
 use crate::policy::space::{Made, Whose};
+use crate::shared::lock;
 use crate::tier::Held;
 
 /// Others take the room that was made, too: so often it is tried again.
@@ -50,7 +51,7 @@ impl Recall {
             tries += 1;
             drop(held);
             let stops = || self.parts.shared.stopping() || stops();
-            match self.make_room(bytes, whose, &stops) {
+            match self.parts.space.make(bytes, whose, &stops) {
                 Made::Room => held = self.parts.busy.hold(handle),
                 Made::None(why) => return Err(FillError::Full(full.because(why))),
             }
@@ -58,16 +59,21 @@ impl Recall {
     }
 
     /// Where nothing can be released now, what was recalled a moment ago soon can: when its new change time
-    /// is in the log, and on every pool.
-    fn make_room(&self, bytes: u64, whose: Whose, stops: &dyn Fn() -> bool) -> Made {
-        let begun = Instant::now();
-        loop {
-            let made = self.parts.space.make(bytes, whose, stops);
-            let soon = begun.elapsed() < PATIENCE && self.parts.recalled.any_within(PATIENCE);
-            if matches!(made, Made::Room) || !soon || stops() {
-                return made;
-            }
-            std::thread::sleep(PAUSE);
+    /// is in the log, and on every pool. No thread waits for that: the file is tried again, unless this says no.
+    pub(super) fn may_fit_soon(&self, handle: &Handle) -> bool {
+        let mut queue = lock(&self.queue);
+        let Some(State::Wanted(wanted)) = queue.states.get_mut(handle) else {
+            return false;
+        };
+        let since = *wanted.full_since.get_or_insert_with(Instant::now);
+        let soon = since.elapsed() < PATIENCE && self.parts.recalled.any_within(PATIENCE);
+        // The next worker makes room for those who wait.
+        let soon = soon || queue.closed || self.parts.shared.stopping();
+        if soon {
+            queue.put_off(handle, Instant::now() + PAUSE);
+            drop(queue);
+            self.wake.notify_one();
         }
+        soon
     }
 }
