@@ -59,6 +59,7 @@ pub(super) fn run(args: &Args, rule: Option<&str>, dry_run: bool) -> anyhow::Res
     };
     let (mut rules, mut failed) = (Vec::new(), Vec::new());
     let mut recalled: Vec<Vec<PathText>> = Vec::new();
+    let mut handled = (0, 0);
     let printed = connect(args)?.run_policy(&asked, &mut |part: PolicyRun| {
         if args.json {
             for file in &part.files {
@@ -68,6 +69,7 @@ pub(super) fn run(args: &Args, rule: Option<&str>, dry_run: bool) -> anyhow::Res
                 output::json_line(rule)?;
             }
         } else {
+            output::clear();
             let shown = part.files.iter().filter(|_| dry_run);
             output::text(&shown.map(file_line).collect::<String>())?;
             output::text(
@@ -77,6 +79,7 @@ pub(super) fn run(args: &Args, rule: Option<&str>, dry_run: bool) -> anyhow::Res
                     .map(|rule| rule_line(rule, dry_run))
                     .collect::<String>(),
             )?;
+            show_progress(&part, &mut handled, dry_run);
         }
         if dry_run {
             let wanted = part.files.iter().filter(|file| file.action == "recall");
@@ -105,6 +108,25 @@ pub(super) fn run(args: &Args, rule: Option<&str>, dry_run: bool) -> anyhow::Res
         }
     }
     Ok(exit(&rules))
+}
+
+/// Where it is done, how far the rule is that runs.
+fn show_progress(part: &PolicyRun, (files, bytes): &mut (u64, u64), dry_run: bool) {
+    // Its last files may come with its end.
+    if !part.rules.is_empty() {
+        (*files, *bytes) = (0, 0);
+        return;
+    }
+    *files += part.files.len() as u64;
+    *bytes += part.files.iter().map(|file| file.size).sum::<u64>();
+    if let Some(last) = part.files.last().filter(|_| !dry_run) {
+        output::progress(&format!(
+            "rule {}: {}, {}",
+            last.rule,
+            some(*files, "file", "files"),
+            size(*bytes)
+        ));
+    }
 }
 
 fn path_of(file: &PolicyFile) -> Option<PathText> {
