@@ -41,6 +41,9 @@ pub struct PinParameters {
     /// All files below the directories among them.
     #[serde(default)]
     pub recursive: bool,
+    /// Only tell.
+    #[serde(default)]
+    pub dry_run: bool,
 }
 
 /// Of `RunPolicy`.
@@ -81,7 +84,7 @@ pub(super) fn set_pins(
             if files.len() < PINS_AT_ONCE {
                 return Ok(());
             }
-            log_pins(core, &mut files, asked.pinned, cancelled, &mut done)
+            log_pins(core, &mut files, asked, cancelled, &mut done)
         });
         match gathered {
             Ok(()) => {}
@@ -94,14 +97,14 @@ pub(super) fn set_pins(
             }),
         }
     }
-    log_pins(core, &mut files, asked.pinned, cancelled, &mut done)?;
+    log_pins(core, &mut files, asked, cancelled, &mut done)?;
     Ok(done)
 }
 
 fn log_pins(
     core: &dyn Core,
     files: &mut Vec<FileId>,
-    pinned: bool,
+    asked: &PinParameters,
     cancelled: &AtomicBool,
     done: &mut PinsDone,
 ) -> Result<(), CoreError> {
@@ -111,12 +114,30 @@ fn log_pins(
     if files.is_empty() {
         return Ok(());
     }
-    let (lsn, changed) = core.pin(files, pinned)?;
+    // A file with several names is meant once.
+    files.sort_unstable();
+    files.dedup();
+    let (lsn, changed) = if asked.dry_run {
+        (None, would_change(core, files, asked.pinned)?)
+    } else {
+        core.pin(files, asked.pinned)?
+    };
     done.changed += changed;
     done.unchanged += files.len() as u64 - changed;
     done.lsn = lsn.or(done.lsn);
     files.clear();
     Ok(())
+}
+
+/// How many of these files a pin, or taking it back, would change.
+fn would_change(core: &dyn Core, files: &[FileId], pinned: bool) -> Result<u64, CoreError> {
+    let (reader, mut changed) = (core.catalog()?, 0);
+    for file in files {
+        if reader.queries().is_pinned(*file)? != pinned {
+            changed += 1;
+        }
+    }
+    Ok(changed)
 }
 
 /// Gives the file that a path names, or all below it.

@@ -171,11 +171,20 @@ pub enum SyncTo {
 #[derive(Debug, clap::Args)]
 pub struct PinArgs {
     /// Files on the watched filesystem
-    #[arg(required = true, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    #[arg(value_name = "PATH", value_hint = ValueHint::AnyPath, required_unless_present = "from_file")]
     pub paths: Vec<PathBuf>,
     /// All files that are below the directories among them now
     #[arg(long, short)]
     pub recursive: bool,
+    /// Paths from a file, one in each line, or with NUL between them if there is one (- for standard input)
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub from_file: Option<PathBuf>,
+    /// First wait until everything that was changed before is in the log: only what is in the log can be pinned
+    #[arg(long)]
+    pub wait: bool,
+    /// Only say what would be done
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Policies.

@@ -242,45 +242,75 @@ pub(super) fn batches(files: &Files) -> anyhow::Result<Vec<Vec<PathText>>> {
     Ok(all)
 }
 
+/// Paths in batches that fit into a request.
+pub(super) struct Batches<'e> {
+    batch: Vec<PathText>,
+    bytes: usize,
+    each: &'e mut dyn FnMut(Vec<PathText>) -> anyhow::Result<()>,
+}
+
+impl<'e> Batches<'e> {
+    pub(super) fn new(each: &'e mut dyn FnMut(Vec<PathText>) -> anyhow::Result<()>) -> Self {
+        Self {
+            batch: Vec::new(),
+            bytes: 0,
+            each,
+        }
+    }
+
+    pub(super) fn add(&mut self, path: &Path) -> anyhow::Result<()> {
+        self.batch.push(PathText::of_path(path));
+        self.bytes += path.as_os_str().len();
+        if self.batch.len() >= AT_ONCE || self.bytes >= PATH_BYTES {
+            self.bytes = 0;
+            (self.each)(std::mem::take(&mut self.batch))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(self) -> anyhow::Result<()> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        (self.each)(self.batch)
+    }
+}
+
+/// What was named on the command line and in a list, as the daemon wants it.
+pub(super) fn named(paths: &[PathBuf], list: Option<&Path>) -> anyhow::Result<Vec<PathBuf>> {
+    let listed = match list {
+        Some(list) => read_list(list)?,
+        None => Vec::new(),
+    };
+    paths
+        .iter()
+        .chain(&listed)
+        .map(|path| absolute(path))
+        .collect()
+}
+
 /// All files that were named, a batch at a time.
 fn for_each_batch(
     files: &Files,
     each: &mut dyn FnMut(Vec<PathText>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let (mut batch, mut bytes) = (Vec::new(), 0);
-    let mut add = |path: &Path| -> anyhow::Result<()> {
-        batch.push(PathText::of_path(path));
-        bytes += path.as_os_str().len();
-        if batch.len() >= AT_ONCE || bytes >= PATH_BYTES {
-            bytes = 0;
-            each(std::mem::take(&mut batch))?;
-        }
-        Ok(())
-    };
-    let named = match &files.from_file {
-        Some(list) => read_list(list)?,
-        None => Vec::new(),
-    };
-    for path in files.paths.iter().chain(&named) {
-        let path = absolute(path)?;
+    let mut batches = Batches::new(each);
+    for path in named(&files.paths, files.from_file.as_deref())? {
         let is_dir = std::fs::symlink_metadata(&path)
             .with_context(|| path.display().to_string())?
             .is_dir();
         if is_dir && files.recursive {
-            walk(&path, &mut add)?;
+            walk(&path, &mut |file| batches.add(file))?;
         } else if is_dir {
             anyhow::bail!(
                 "{} is a directory: give --recursive for everything below it",
                 path.display()
             );
         } else {
-            add(&path)?;
+            batches.add(&path)?;
         }
     }
-    if !batch.is_empty() {
-        each(batch)?;
-    }
-    Ok(())
+    batches.finish()
 }
 
 /// Regular files below a directory of the same filesystem. Nothing is opened but directories.

@@ -3,6 +3,7 @@
 //! The made-up log has /d/a.txt (file 3) and /sparse (file 5); /gone.txt was deleted.
 
 use std::process::Command;
+use std::sync::atomic::Ordering;
 
 use serde_json::Value;
 
@@ -160,6 +161,43 @@ fn pins_are_set_and_taken_back() {
     assert!(partly.err.contains("not in the log yet"), "{}", partly.err);
     let acted = daemon.core.acted.lock().unwrap().clone();
     assert_eq!(acted, [("pin".to_owned(), 3), ("unpin".to_owned(), 3)]);
+}
+
+#[test]
+fn pins_are_only_told_of_and_taken_from_lists() {
+    let daemon = Daemon::start();
+    daemon.core.sync_done.store(true, Ordering::SeqCst);
+    let list = daemon.path("../list");
+    let names = ["d/a.txt", "sparse", "d/a.txt"].map(|name| daemon.path(name));
+    let acted = || std::mem::take(&mut *daemon.core.acted.lock().unwrap());
+    for end in ["\n", "\0"] {
+        let text = names.iter().map(|name| format!("{}{end}", name.display()));
+        std::fs::write(&list, text.collect::<String>()).unwrap();
+        let from_list = |words: &[&str]| {
+            let mut command = daemon.tierctl(words);
+            run(command.arg("--from-file").arg(&list))
+        };
+        let told = from_list(&["pin", "--dry-run", "--wait"]);
+        assert_eq!(
+            (told.code, &told.out[..], told.err),
+            (0, "would pin 2 files\n", String::new())
+        );
+        let told = from_list(&["unpin", "--dry-run"]);
+        assert_eq!(
+            (told.code, &told.out[..]),
+            (0, "would unpin 0 files; 2 were so before\n")
+        );
+        assert_eq!(acted(), []);
+        let done = from_list(&["pin", "--wait"]);
+        assert_eq!(
+            (done.code, &done.out[..]),
+            (0, "pinned 2 files (LSN 1043, durable)\n")
+        );
+        assert_eq!(acted(), [3, 5].map(|file| ("pin".to_owned(), file)));
+    }
+    assert_eq!(daemon.core.syncs.load(Ordering::SeqCst), 2, "not when dry");
+    let neither = run(&mut daemon.tierctl(&["pin", "--wait"]));
+    assert_eq!(neither.code, 2, "{}", neither.out);
 }
 
 const POLICY: &str = r#"
