@@ -161,6 +161,11 @@ fn run(config: Config, args: &Hsmd, inherited: Option<Inherited>) -> ExitCode {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
+    // A service manager's reload must not end what it would not start again.
+    let alone = inherited.is_none();
+    if alone {
+        signals.add(Signal::SIGHUP);
+    }
     if let Err(error) = signals.thread_block() {
         output::error("hsmd", &format!("cannot block signals: {error}"));
         return ExitCode::from(FAILED);
@@ -175,7 +180,11 @@ fn run(config: Config, args: &Hsmd, inherited: Option<Inherited>) -> ExitCode {
     };
     let stopper = daemon.stopper();
     std::thread::spawn(move || {
-        let _ = signals.wait();
+        while matches!(signals.wait(), Ok(Signal::SIGHUP)) {
+            tracing::warn!(
+                "SIGHUP does nothing without `device` in the configuration: for an upgrade or another configuration, restart hsmd"
+            );
+        }
         stopper.stop();
     });
     // Not under systemd there is nobody to tell; of a worker the keeper tells.
