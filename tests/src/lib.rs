@@ -11,4 +11,5 @@ pub mod stubs;
 pub mod sys;
 pub mod system;
 pub mod tools;
+pub mod waiting;
 pub mod workload;

@@ -29,6 +29,7 @@ pub struct Setup {
     pools: usize,
     exposed: bool,
     managed: bool,
+    installed: bool,
     mkfs: &'static [&'static str],
     settings: Vec<(String, String)>,
 }
@@ -42,6 +43,7 @@ impl Setup {
             pools: 1,
             exposed: false,
             managed: false,
+            installed: false,
             mkfs: &[],
             settings: Vec::new(),
         };
@@ -94,6 +96,13 @@ impl Setup {
         self
     }
 
+    /// The daemon's program is a copy of its own, see [`System::install`].
+    #[must_use]
+    pub fn installed(mut self) -> Self {
+        self.installed = true;
+        self
+    }
+
     /// Makes everything but starts nothing.
     pub fn build(self) -> System {
         let home = Home::new();
@@ -105,6 +114,7 @@ impl Setup {
             settings: self.settings,
             device: None,
             managed: self.managed,
+            program: locate("hsmd"),
             pools: Vec::new(),
             asked: AtomicU64::new(0),
         };
@@ -114,6 +124,10 @@ impl Setup {
         }
         if self.exposed {
             system.hand_over();
+        }
+        if self.installed {
+            system.program = system.home.at("hsmd");
+            system.install();
         }
         system.write_config();
         system
@@ -136,6 +150,7 @@ pub struct System {
     settings: Vec<(String, String)>,
     device: Option<LoopDevice>,
     managed: bool,
+    program: PathBuf,
     pools: Vec<Vec<PathBuf>>,
     asked: AtomicU64,
 }
@@ -306,7 +321,7 @@ impl System {
     }
 
     fn spawn(&self) -> Running {
-        let hsmd = locate("hsmd");
+        let hsmd = &self.program;
         let mut command = if self.managed {
             let python = std::env::var_os("HSM_PYTHON").unwrap_or_else(|| "python3".into());
             let mut manager = Command::new(python);
@@ -327,6 +342,14 @@ impl System {
     /// The daemon's process, which must have been started.
     pub fn daemon(&mut self) -> &mut Running {
         self.daemon.as_mut().expect("the daemon was started")
+    }
+
+    /// Puts the daemon's program into place, as an upgrade does: a new file where another one was. Needs
+    /// [`Setup::installed`].
+    pub fn install(&self) {
+        assert_eq!(self.program, self.home.at("hsmd"), "not this daemon's own");
+        let _ = fs::remove_file(&self.program);
+        fs::copy(locate("hsmd"), &self.program).expect("a copy of hsmd");
     }
 
     /// Kills the daemon.

@@ -6,73 +6,25 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use hsm_tests::changes::noise;
 use hsm_tests::loopfs::Kind;
-use hsm_tests::program::{Ran, Running, locate, run};
+use hsm_tests::program::{Running, locate};
 use hsm_tests::stubs::{assert_reads, is_marked, kib_on_disk, release};
 use hsm_tests::system::{Setup, System};
+use hsm_tests::waiting::{
+    NOBODY, as_nobody, bring_back, file, files, open_to_all, queue, reader, spool_empties,
+    still_waits, sum, take_away, text, wait_for_queue,
+};
 use serde_json::Value;
 
-/// nobody, everywhere.
-const NOBODY: u32 = 65534;
 /// What is called off ends in this time, however long the volume stays away.
 const AT_ONCE: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_mins(1);
-
-/// Everything is on the volumes and nothing of it in the spool, which a stop sees to soonest.
-fn spool_empties(system: &mut System) {
-    system.sync_all();
-    system.restart();
-    let _ = system.wait_for("the spool is empty", |status| {
-        status["spool"]["segments"] == 0 && status["spool"]["open_segment"].is_null()
-    });
-}
-
-/// The volume of a pool out of reach, until this is given to [`bring_back`].
-fn take_away(system: &System, pool: usize) -> (PathBuf, PathBuf) {
-    let volume = system.volumes(pool)[0].clone();
-    let away = volume.with_extension("away");
-    fs::rename(&volume, &away).expect("to take it away");
-    (volume, away)
-}
-
-fn bring_back((volume, away): (PathBuf, PathBuf)) {
-    fs::rename(away, volume).expect("to bring it back");
-}
-
-/// Lets everybody come to a place: the directories of tests are their owner's only.
-fn open_to_all(path: &Path) {
-    for dir in path.ancestors() {
-        let _ = fs::set_permissions(dir, PermissionsExt::from_mode(0o755));
-        let name = dir.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with("hsm-test.") {
-            return;
-        }
-    }
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("ASCII")
-}
-
-/// A program that reads a file, as a user; it waits in open(2).
-fn reader(path: &Path, uid: u32) -> Child {
-    Command::new("cat")
-        .arg(path)
-        .uid(uid)
-        .gid(uid)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("cat")
-}
 
 /// The reader ends with EIO, at once.
 fn is_let_go(child: Child, whose: &str) {
@@ -83,61 +35,6 @@ fn is_let_go(child: Child, whose: &str) {
     assert!(said.contains("Input/output error"), "{whose}: {said}");
     let took = since.elapsed();
     assert!(took < AT_ONCE, "{whose}: after {took:?}");
-}
-
-fn still_waits(child: &mut Child, whose: &str) {
-    let ended = child.try_wait().expect("to look at it");
-    assert!(ended.is_none(), "{whose} does not wait any more: {ended:?}");
-}
-
-/// tierctl as a user who may not do everything.
-fn as_nobody(system: &System, words: &[&str]) -> Ran {
-    let program = system.home().at("tierctl");
-    if !program.exists() {
-        fs::copy(locate("tierctl"), &program).expect("a copy of tierctl");
-        open_to_all(&program);
-    }
-    let mut command = Command::new(program);
-    command
-        .arg("--socket")
-        .arg(system.home().at("hsmd.sock"))
-        .args(words)
-        .uid(NOBODY)
-        .gid(NOBODY)
-        .current_dir("/");
-    run(command)
-}
-
-fn queue(system: &System) -> Value {
-    system.tierctl(&["queue", "list", "--json"]).done().json()
-}
-
-fn wait_for_queue(system: &System, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-    let end = Instant::now() + LIMIT;
-    loop {
-        let queue = queue(system);
-        if wanted(&queue) {
-            return queue;
-        }
-        assert!(Instant::now() < end, "{what}: never so: {queue:#}");
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn files(queue: &Value) -> &[Value] {
-    queue["files"].as_array().map_or(&[], Vec::as_slice)
-}
-
-fn file<'q>(queue: &'q Value, path: &Path) -> &'q Value {
-    let mut found = files(queue)
-        .iter()
-        .filter(|file| file["path"] == text(path));
-    found.next().unwrap_or(&Value::Null)
-}
-
-fn sum(queue: &Value, key: &str) -> u64 {
-    let counts = files(queue).iter().map(|file| file[key].as_u64());
-    counts.map(|count| count.unwrap_or(0)).sum()
 }
 
 fn is_a_whole_stub(path: &Path) {
