@@ -495,6 +495,29 @@ impl Board {
         places
     }
 
+    /// Volumes that have a good copy of a segment as far as is known, at hand or not: how people call each,
+    /// and its configured place.
+    pub fn holders(&self, no: SegmentNo) -> Vec<(String, PathBuf)> {
+        let state = lock(&self.state);
+        let mut holders = Vec::new();
+        for (name, pool) in &state.pools {
+            let having = pool.held.iter().filter(|(_, held)| held.has(no));
+            holders.extend(having.map(|(serial, _)| {
+                let path = pool.path_of(serial).unwrap_or(Path::new(""));
+                let at = if path.as_os_str().is_empty() {
+                    String::new()
+                } else {
+                    format!(" ({})", path.display())
+                };
+                (
+                    format!("volume {serial} of pool {name}{at}"),
+                    path.to_owned(),
+                )
+            }));
+        }
+        holders
+    }
+
     /// Says which volumes have damaged segments, and what to do.
     fn tell_damage(&self) {
         let mut found = Vec::new();

@@ -31,6 +31,7 @@ use crate::capture::worker::{self, JobQueue};
 use crate::committer::{Asked, Committer, Parts};
 use crate::config::Config;
 use crate::control;
+use crate::doubts::Doubts;
 use crate::events::{EventReader, EventsHandle};
 use crate::flush::Flusher;
 use crate::policy::engine::Engine;
@@ -149,6 +150,9 @@ impl Daemon {
         let (events, inherited) = inherited.map(Inherited::split).unzip();
         let group = watch(&private, events).map_err(failed)?;
         let space = Arc::new(Space::default());
+        let (asked_out, asked) = unbounded();
+        let doubts = Doubts::new(shared.clone(), board.clone(), asked_out.clone());
+        let doubts = Arc::new(doubts);
         let tier = start_tier(
             inherited,
             &config,
@@ -159,6 +163,7 @@ impl Daemon {
             report,
             catalog.log_id(),
             &space,
+            &doubts,
         )?;
         shared
             .watched_since
@@ -171,7 +176,6 @@ impl Daemon {
         let (sync_out, sync_in) = bounded(1);
         let (synced_out, synced) = bounded(1);
         let (sealed_out, sealed) = unbounded();
-        let (asked_out, asked) = unbounded();
         let (catalog_synced_out, catalog_synced) = unbounded();
         let jobs = Arc::new(JobQueue::default());
         let known = known_places(&catalog, &config).map_err(|error| {
@@ -234,6 +238,11 @@ impl Daemon {
         });
         run.start_sweep(&config, private.clone(), sweep_asked);
         run.start_flushers(&config, &board, sealed, log_id, &known, &asked_out);
+        let checks = doubts.clone();
+        run.start("doubts", move || {
+            checks.run();
+            Ok(())
+        });
         if let Some(tier) = &tier {
             run.start_tier(tier);
         }
@@ -251,6 +260,7 @@ impl Daemon {
             asked: asked_out,
             tier: tier.clone(),
             space: space.clone(),
+            doubts,
         };
         let service = Arc::new(Service::new(parts, report));
         let mut more = Threads {
@@ -387,8 +397,10 @@ fn start_tier(
     report: &preflight::Report,
     log_id: tierfs::LogId,
     space: &Arc<Space>,
+    doubts: &Arc<Doubts>,
 ) -> Result<Option<Arc<Tier>>, Refusal> {
     let Some(inherited) = inherited else {
+        open::refuse_stubs(config, mount, &report.fs_uuid)?;
         return Ok(None);
     };
     let parts = tier::worker::Parts {
@@ -401,6 +413,7 @@ fn start_tier(
         fs_uuid: report.fs_uuid,
         fs_type: &report.fs_type,
         space: space.clone(),
+        doubts: doubts.clone(),
     };
     Tier::new(inherited, parts)
         .map(|tier| Some(Arc::new(tier)))

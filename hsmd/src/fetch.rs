@@ -38,6 +38,25 @@ pub enum FetchError {
     Damaged(String),
 }
 
+/// What is known of copies, and who hears of damage.
+pub trait Copies: Send + Sync {
+    /// Volumes that have a good copy of a segment, at hand or not: how people call each, and its place.
+    fn holders(&self, segment: SegmentNo) -> Vec<(String, PathBuf)>;
+    /// A copy of a segment is not what was logged, or cannot be read.
+    fn doubt(&self, segment: SegmentNo, why: &str);
+}
+
+/// Nothing is known of copies, and nobody hears of damage.
+pub struct Nobodys;
+
+impl Copies for Nobodys {
+    fn holders(&self, _: SegmentNo) -> Vec<(String, PathBuf)> {
+        Vec::new()
+    }
+
+    fn doubt(&self, _: SegmentNo, _: &str) {}
+}
+
 /// Looks up where sealed segments can be read now.
 pub type Look = Box<dyn Fn() -> Result<Arc<Sources>, String> + Send + Sync>;
 
@@ -114,21 +133,25 @@ struct Known {
 pub struct Fetcher {
     spool: PathBuf,
     look: Look,
+    copies: Arc<dyn Copies>,
     /// Decompressed frames that are kept at most.
     kept: usize,
     known: Mutex<Option<Known>>,
+    looking: Mutex<()>,
     frames: Mutex<VecDeque<Arc<Frame>>>,
 }
 
 impl Fetcher {
     /// Nothing is looked up yet. Up to `kept` decompressed frames (1 MiB each) are kept: small files
     /// that were written together lie together.
-    pub fn new(spool: PathBuf, look: Look, kept: usize) -> Self {
+    pub fn new(spool: PathBuf, look: Look, copies: Arc<dyn Copies>, kept: usize) -> Self {
         Self {
             spool,
             look,
+            copies,
             kept: kept.max(1),
             known: Mutex::default(),
+            looking: Mutex::default(),
             frames: Mutex::default(),
         }
     }
@@ -222,17 +245,26 @@ impl Fetcher {
 
     /// The places, looked up again where that was not done since then.
     fn sources(&self, since: Option<Instant>) -> Result<Arc<Sources>, String> {
-        let mut known = lock(&self.known);
-        if let Some(known) = known.as_ref()
-            && since.is_none_or(|since| known.looked >= since)
-        {
-            return known.sources.clone();
+        let known = || {
+            let known = lock(&self.known);
+            let known = known.as_ref();
+            let known = known.filter(|known| since.is_none_or(|since| known.looked >= since));
+            known.map(|known| known.sources.clone())
+        };
+        if let Some(sources) = known() {
+            return sources;
+        }
+        // Whoever is content with what is known does not wait for a place that does not answer.
+        let looking = lock(&self.looking);
+        if let Some(sources) = known() {
+            return sources;
         }
         let sources = (self.look)();
-        *known = Some(Known {
+        *lock(&self.known) = Some(Known {
             sources: sources.clone(),
             looked: Instant::now(),
         });
+        drop(looking);
         sources
     }
 
@@ -250,8 +282,12 @@ impl Fetcher {
         {
             return Ok(records);
         }
-        let away = |why: String| {
-            FetchError::Away(format!("segment {segment} is within reach nowhere: {why}"))
+        let absent = self.absent(segment, sources.as_ref().ok());
+        let away = |why: String| match &absent {
+            None => FetchError::Away(format!("segment {segment} is within reach nowhere: {why}")),
+            Some(absent) => FetchError::Away(format!(
+                "segment {segment} is on {absent}, which is not here"
+            )),
         };
         let sources = sources.map_err(away)?;
         if !has_copy(&sources) {
@@ -262,10 +298,40 @@ impl Fetcher {
             .open_copies(segment)
             .map_err(|error| away(error.to_string()))?;
         let decode = |raw: Vec<u8>| Record::decode_all(&raw).map_err(|error| error.to_string());
-        copies
-            .frame_checked(offset, decode)
-            .map(|(records, _)| records)
-            .map_err(FetchError::Damaged)
+        match copies.frame_checked(offset, decode) {
+            Ok((records, causes)) => {
+                if !causes.is_empty() {
+                    self.copies.doubt(segment, &causes.join("; "));
+                }
+                Ok(records)
+            }
+            Err(why) => {
+                self.copies.doubt(segment, &why);
+                Err(match absent {
+                    None => FetchError::Damaged(why),
+                    Some(absent) => FetchError::Away(format!(
+                        "{why}; another copy is on {absent}, which is not here"
+                    )),
+                })
+            }
+        }
+    }
+
+    /// Volumes with a good copy of a segment that are not at hand.
+    fn absent(&self, segment: SegmentNo, sources: Option<&Arc<Sources>>) -> Option<String> {
+        let is_here = |path: &Path| {
+            sources.is_some_and(|sources| {
+                let mut copies = sources.copies(segment).iter();
+                copies.any(|copy| {
+                    let place = sources.places().get(copy.place);
+                    place.is_some_and(|place| place.path() == path)
+                })
+            })
+        };
+        let holders = self.copies.holders(segment);
+        let absent = holders.into_iter().filter(|(_, path)| !is_here(path));
+        let names: Vec<String> = absent.map(|(name, _)| name).collect();
+        (!names.is_empty()).then(|| names.join(", or on "))
     }
 }
 

@@ -9,6 +9,7 @@ pub mod committer;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod doubts;
 pub mod events;
 pub mod examination;
 pub mod fetch;

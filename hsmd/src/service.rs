@@ -35,7 +35,9 @@ use crate::control::model::{
 };
 use crate::control::when::When;
 use crate::control::{Core, CoreError, Freed};
+use crate::doubts::Doubts;
 use crate::events::EventsHandle;
+use crate::fetch::Copies;
 use crate::flush;
 use crate::policy::space::Space;
 use crate::preflight::Report;
@@ -71,6 +73,7 @@ pub struct Service {
     asked: Sender<Asked>,
     tier: Option<Arc<Tier>>,
     space: Arc<Space>,
+    doubts: Arc<Doubts>,
     /// For what is asked many times.
     readers: Readers,
     started: Time,
@@ -105,6 +108,8 @@ pub struct ServiceParts {
     pub tier: Option<Arc<Tier>>,
     /// What the watcher of the free space says.
     pub space: Arc<Space>,
+    /// Who hears of damaged copies.
+    pub doubts: Arc<Doubts>,
 }
 
 fn lsn_of(value: u64) -> Option<u64> {
@@ -136,6 +141,7 @@ impl Service {
             asked,
             tier,
             space,
+            doubts,
         } = parts;
         let names = Reader::open(&config.catalog)
             .and_then(|reader| reader.queries().counts())
@@ -157,6 +163,7 @@ impl Service {
             asked,
             tier,
             space,
+            doubts,
             started: Time::now(),
             begun: Instant::now(),
         }
@@ -501,6 +508,10 @@ impl Core for Service {
         let volumes: Vec<PathBuf> = self.config.volumes().map(Path::to_owned).collect();
         let sources = crate::fetch::sources(&self.config.spool, &volumes, self.log_id)?;
         Ok(Arc::new(sources))
+    }
+
+    fn copies(&self) -> Arc<dyn Copies> {
+        self.doubts.clone()
     }
 
     fn subscribe(&self) -> Receiver<Event> {

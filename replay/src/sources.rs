@@ -254,10 +254,11 @@ impl Sources {
 
     /// The copies of a segment, opened for reading its frames.
     pub fn open_copies(&self, segment: SegmentNo) -> Result<Arc<SegmentCopies>, Error> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = open.iter().find(|copies| copies.number() == segment) {
+        let known = || self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = known().iter().find(|copies| copies.number() == segment) {
             return Ok(found.clone());
         }
+        // Nobody else is held up where a medium does not answer.
         let copies = self.copies(segment);
         if copies.is_empty() {
             return Err(Error::Missing {
@@ -275,6 +276,10 @@ impl Sources {
             (name, bytes)
         });
         let copies = Arc::new(SegmentCopies::new(segment, copies.collect()));
+        let mut open = known();
+        if let Some(found) = open.iter().find(|copies| copies.number() == segment) {
+            return Ok(found.clone());
+        }
         open.push_back(copies.clone());
         if open.len() > OPEN_MAX {
             open.pop_front();

@@ -17,7 +17,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use tierfs::catalog::{InodeRow, Listed, Queries};
 use tierfs::ids::{FileId, LogId};
 use tierfs::record::{Bits, Kind};
-use tierfs::stub::{self, StubMark, XATTR};
+use tierfs::stub::{self, DiskMark, StubMark, XATTR};
 
 use crate::dirs::{Dir, DirNames};
 use crate::error::Error;
@@ -54,6 +54,15 @@ pub fn set_mark(log_id: LogId, inode: &InodeRow, fd: &OwnedFd) -> io::Result<()>
     let mark = mark(log_id, inode, sys::handle(fd)?)
         .ok_or_else(|| io::Error::other("the log does not say which version it is"))?;
     Inode::Open(fd.as_fd()).set_xattr(XATTR.as_bytes(), &mark.to_bytes())
+}
+
+/// Says of a disk that stubs lie on it: a daemon that cannot guard them refuses it. No list of stubs has
+/// this generation.
+fn mark_disk(log_id: LogId, root: &OwnedFd) -> io::Result<()> {
+    let mark = DiskMark {
+        generation: log_id.0,
+    };
+    Inode::Open(root.as_fd()).set_xattr(XATTR.as_bytes(), &mark.to_bytes())
 }
 
 /// Whether stubs may be made below `path`: the root of a filesystem that the daemon can take over whole.
@@ -171,6 +180,8 @@ impl Names<'_, '_> {
     pub fn run(&self, dirs: &mut DirNames) -> Result<Made, Error> {
         let watch = self.target.found().watch();
         watch.begin(Stage::Names, Some(self.queries.counts()?.dentries));
+        mark_disk(self.log_id, self.target.dirs.root())
+            .map_err(|error| Error::target(".", "marking the root directory", error))?;
         let shared = Shared {
             target: self.target,
             log_id: self.log_id,

@@ -80,7 +80,7 @@ fn no_copy_within_reach(kind: Kind) {
                 .contains(&path.display().to_string())
         });
         let said = status["notices"].to_string();
-        assert!(said.contains(&volume) || said.contains("segment"), "{said}");
+        assert!(said.contains(&volume), "{said}");
         assert_eq!(fs::read(system.at("whole")).expect("read"), b"whole");
         fs::write(system.at("new"), b"new").expect("written");
         let (errno, took) = opener.join().expect("it ends");
@@ -96,7 +96,7 @@ fn no_copy_within_reach(kind: Kind) {
     }
     let said = journal(&system);
     assert!(said.contains(&path.display().to_string()), "{said}");
-    assert!(said.contains("within reach nowhere"), "{said}");
+    assert!(said.contains("which is not here"), "{said}");
     // It comes while somebody waits.
     thread::scope(|scope| {
         let opener = scope.spawn(|| assert_reads(&path, &noise(0, BYTES), "came back"));
@@ -196,6 +196,68 @@ fn a_damaged_copy_is_replaced_by_the_other_pools() {
     for (seed, path) in files.iter().enumerate() {
         assert_reads(path, &noise(seed as u64, 1_500_000), "one copy is damaged");
     }
+    // It is no copy any more, and that is said.
+    let volume = system.volumes(0)[0].display().to_string();
+    system.wait_for("the damage is known", |status| {
+        let notices = status["notices"].to_string();
+        notices.contains("damaged") && notices.contains(&volume)
+    });
+    let said = journal(&system);
+    assert!(said.contains("a copy is damaged"), "{said}");
+    wait_whole(&files[0]);
+    system.sync(&[]);
+    hsm_tests::stubs::refused(&system, &files[0], "pool");
+}
+
+/// What lies on a medium that does not answer holds up nobody who wants something else, and who wants it waits
+/// so long and no longer.
+#[test]
+fn a_medium_that_does_not_answer_holds_up_nobody_else() {
+    let mut system = Setup::new(Kind::Ext4)
+        .exposed()
+        .with("recall_wait", "\"6s\"")
+        .with("recall_threads", "1")
+        .start();
+    let (path, other) = (system.at("file"), system.at("other"));
+    fs::write(&path, noise(1, BYTES)).expect("written");
+    spool_empties(&mut system);
+    let hang: Vec<PathBuf> = segments(&system.volumes(0)[0]);
+    fs::write(&other, noise(2, BYTES)).expect("written");
+    spool_empties(&mut system);
+    release(&system, &path);
+    release(&system, &other);
+    let [worker] = system.processes("worker")[..] else {
+        panic!("one worker");
+    };
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-o", "/dev/null", "-p", &worker.to_string()]);
+    for segment in &hang {
+        strace.arg("-P").arg(segment);
+    }
+    strace.args([
+        "-e",
+        "trace=pread64",
+        "-e",
+        "inject=pread64:delay_enter=25s",
+    ]);
+    let mut strace = strace.stderr(Stdio::null()).spawn().expect("strace");
+    thread::sleep(Duration::from_secs(1));
+    thread::scope(|scope| {
+        let opener = scope.spawn(|| fails(&path));
+        thread::sleep(Duration::from_secs(1));
+        let since = Instant::now();
+        assert_reads(&other, &noise(2, BYTES), "on another medium");
+        assert!(since.elapsed() < Duration::from_secs(10), "it was held up");
+        let (errno, took) = opener.join().expect("it ends");
+        assert_eq!(errno, libc::EIO);
+        let limits = Duration::from_secs(5)..Duration::from_secs(15);
+        assert!(limits.contains(&took), "after {took:?}");
+    });
+    assert!(is_marked(&path), "it stays a stub");
+    must(Command::new("kill").args(["-INT", &strace.id().to_string()]));
+    let _ = strace.wait();
+    assert_reads(&path, &noise(1, BYTES), "it answers again");
+    system.check("after a medium did not answer");
 }
 
 #[test]

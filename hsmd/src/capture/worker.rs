@@ -301,6 +301,11 @@ impl Worker {
         {
             facts.certainty = Certainty::Sure;
         }
+        if let (Outcome::Facts(facts), Some(tier)) = (&outcome, &self.tier)
+            && facts.unreadable.is_some()
+        {
+            tier.protect_suspect(&job.handle);
+        }
         let hollow = matches!(&outcome, Outcome::Facts(facts) if facts.hollow);
         if hollow {
             if let Some(tier) = &self.tier {

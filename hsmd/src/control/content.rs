@@ -137,9 +137,10 @@ impl Reading {
 /// One frame is kept: a client reads on where it was.
 fn fetcher(core: &Arc<dyn Core>) -> Fetcher {
     let spool = PathBuf::from(core.status().spool.path);
+    let copies = core.copies();
     let core = core.clone();
     let look = move || core.sources().map_err(|error| error.to_string());
-    Fetcher::new(spool, Box::new(look), 1)
+    Fetcher::new(spool, Box::new(look), copies, 1)
 }
 
 impl Open {

@@ -31,6 +31,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use crate::fetch::{self, Copies};
 use model::{Event, Located, Pending, Status, SyncDone, SyncRequest, VerifyDone, VerifyProgress};
 
 /// The daemon, as the control socket sees it. Calls come from any thread, and may block.
@@ -47,6 +48,11 @@ pub trait Core: Send + Sync + 'static {
 
     /// Where segments can be read now: spool and volumes.
     fn sources(&self) -> Result<Arc<replay::sources::Sources>, CoreError>;
+
+    /// What is known of the segments' copies.
+    fn copies(&self) -> Arc<dyn Copies> {
+        Arc::new(fetch::Nobodys)
+    }
 
     /// What happens from now on. Bounded: a slow reader gets [`Event::Missed`] instead.
     fn subscribe(&self) -> crossbeam_channel::Receiver<Event>;

@@ -9,6 +9,7 @@ use tierfs::catalog::{Catalog, SegmentRow};
 use tierfs::disk::RealDisk;
 use tierfs::fold::{Before, fold_segment};
 use tierfs::record::{Filesystem, Op};
+use tierfs::residency::{self, Residency};
 use tierfs::spool::{Floor, Head, Spool, SpoolOptions};
 use tierfs::{Lsn, SegmentNo};
 
@@ -19,6 +20,7 @@ use crate::config::Config;
 use crate::preflight;
 use crate::sys::handle::handle_of;
 use crate::sys::mount::PrivateMount;
+use crate::tier::mark;
 
 fn make_dir(path: &Path, what: &str) -> Result<(), Refusal> {
     fs::create_dir_all(path).map_err(|error| {
@@ -315,4 +317,42 @@ fn check_rebuilt(
          start hsmd once with --adopt-filesystem if this one really takes its place: \
          what it does not hold is then logged as deleted (earlier moments stay)",
     ))
+}
+
+/// Without `device` nobody guards released files: they would read as zeros.
+pub(super) fn refuse_stubs(
+    config: &Config,
+    mount: &PrivateMount,
+    fs_uuid: &[u8; 16],
+) -> Result<(), Refusal> {
+    let failed = |error: &dyn std::fmt::Display| {
+        refuse(
+            config.mount.display(),
+            format!("whether released files lie on it is not known: {error}"),
+            "see to the disk",
+        )
+    };
+    let mark = mark::of_disk(mount.root()).map_err(|error| failed(&error))?;
+    let path = residency::path_beside(&config.catalog);
+    let released = match (&mark, path.exists()) {
+        (None, false) => false,
+        (Some(_), false) => true,
+        (mark, true) => {
+            let mut list = Residency::open(&path).map_err(|error| failed(&error))?;
+            list.keep_for(fs_uuid).map_err(|error| failed(&error))?;
+            let complete = list.is_complete(fs_uuid, mark.as_ref());
+            let complete = complete.map_err(|error| failed(&error))?;
+            let count = list.count().map_err(|error| failed(&error))?;
+            count > 0 || (mark.is_some() && !complete)
+        }
+    };
+    if released {
+        return Err(refuse(
+            config.mount.display(),
+            "released files lie on it, which read as zeros where hsmd does not guard them",
+            "unmount it, and set `device` in the configuration again; to do without release for good, recall everything first: \
+             `tierctl recall --recursive --wait` on the mount point",
+        ));
+    }
+    Ok(())
 }

@@ -144,6 +144,7 @@ impl Filler<'_> {
         self.catalog.with(|reader| {
             check_version(reader, mark)?;
             for_each_extent(reader, mark, end, |extent| {
+                self.filling.moves();
                 if same {
                     let wanted = self.fetch(reader, mark, extent)?;
                     let wanted = clip(&wanted, extent.range.offset, end);

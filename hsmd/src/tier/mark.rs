@@ -31,21 +31,28 @@ pub fn look(fd: BorrowedFd<'_>, log_id: LogId) -> Result<Marked, Error> {
         return Ok(Marked::Whole);
     };
     let own = handle_of(fd)?.to_bytes();
-    let why = match StubMark::from_bytes(&value) {
-        Err(error) => format!("its mark cannot be read: {error}"),
-        Ok(mark) if mark.log_id != log_id => {
-            format!("its mark belongs to log {}", mark.log_id)
+    let (why, stage) = match StubMark::from_bytes(&value) {
+        // It may be this file's own, and then what data there is is not all.
+        Err(error) => return Ok(Marked::Suspect(format!("its mark cannot be read: {error}"))),
+        Ok(mark) if mark.handle == own && mark.log_id == log_id => return Ok(Marked::Stub(mark)),
+        Ok(mark) if mark.handle == own => {
+            return Ok(Marked::Suspect(format!(
+                "its content lies in another log, {}: rebuild the file from that one's volumes",
+                mark.log_id
+            )));
         }
-        Ok(mark) if mark.handle == own => return Ok(Marked::Stub(mark)),
-        Ok(mark) if mark.stage != Stage::There && is_snapshot(&mark.handle, &own) => {
+        Ok(mark) if mark.log_id == log_id && mark.stage != Stage::There && is_snapshot(&mark.handle, &own) => {
             return Ok(Marked::Snapshot(mark));
         }
-        Ok(_) => {
+        Ok(mark) => (
             "its mark belongs to another inode (it is a copy of a stub that was made without its data)"
-                .to_owned()
-        }
+                .to_owned(),
+            mark.stage,
+        ),
     };
-    if has_data(fd)? {
+    // A file that is all there but for its mark may consist of holes.
+    let was_there = matches!(stage, Stage::Filled | Stage::There);
+    if was_there || has_data(fd)? {
         tracing::info!(
             file = crate::sys::describe(fd),
             why,

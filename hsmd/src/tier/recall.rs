@@ -13,9 +13,11 @@ mod finish;
 mod queue;
 mod room;
 mod seals;
+mod stalls;
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -82,6 +84,16 @@ impl std::fmt::Display for Outcome {
     }
 }
 
+/// What came of filling a file.
+enum Filled {
+    /// Its bytes are there.
+    There(There),
+    /// It is no stub.
+    Whole,
+    /// Its inode cannot be had: it is deleted.
+    Gone,
+}
+
 /// What recall works with.
 pub struct Parts {
     /// Hints, notices.
@@ -108,6 +120,8 @@ pub struct Parts {
     pub space: Arc<Space>,
     /// How long a program waits for a copy that is away.
     pub wait: Duration,
+    /// How many threads call [`Recall::work`].
+    pub threads: usize,
 }
 
 /// Where answers go.
@@ -119,6 +133,9 @@ pub struct Recall {
     queue: Mutex<Queue>,
     wake: Condvar,
     finish: Condvar,
+    tend: Condvar,
+    /// Threads beside the configured ones.
+    spares: AtomicUsize,
     answer: AnswerTo,
     /// What could not be recalled when it was tried last: the notice that tells it, and why.
     failing: Mutex<HashMap<Handle, (&'static str, String)>>,
@@ -132,11 +149,14 @@ pub struct Recall {
 impl Recall {
     /// Nothing waits yet; [`Self::work`] and [`Self::finish`] are for threads of the caller.
     pub fn new(parts: Parts, answer: AnswerTo) -> Self {
+        let queue = Queue::new(parts.threads);
         Self {
             parts,
-            queue: Mutex::default(),
+            queue: Mutex::new(queue),
             wake: Condvar::new(),
             finish: Condvar::new(),
+            tend: Condvar::new(),
+            spares: AtomicUsize::new(0),
             answer,
             failing: Mutex::default(),
             stuck: Mutex::default(),
@@ -302,6 +322,7 @@ impl Recall {
         lock(&self.queue).closed = true;
         self.wake.notify_all();
         self.finish.notify_all();
+        self.tend.notify_all();
     }
 
     fn serve(&self, handle: &Handle, filling: &Filling) {
@@ -312,10 +333,14 @@ impl Recall {
         let fill = || self.fill(handle, filling);
         let result = self.fill_with_room(handle, held, fill, &|| filling.stops());
         match result {
-            Ok(Some(there)) => self.is_there(handle, there),
-            Ok(None) => {
+            Ok(Filled::There(there)) => self.is_there(handle, there),
+            Ok(Filled::Whole) => {
                 self.is_well(handle);
                 self.is_whole(handle, 0);
+            }
+            Ok(Filled::Gone) => {
+                self.is_well(handle);
+                self.is_gone(handle);
             }
             // Whatever else went wrong: nobody waits for it any more.
             Err(_) if filling.stops() => self.stopped(handle),
@@ -331,17 +356,17 @@ impl Recall {
         }
     }
 
-    /// Fills the file; `None`: it is whole, or gone.
-    fn fill(&self, handle: &Handle, filling: &Filling) -> Result<Option<There>, FillError> {
+    /// Fills the file.
+    fn fill(&self, handle: &Handle, filling: &Filling) -> Result<Filled, FillError> {
         if filling.stops() {
             return Err(FillError::Cancelled);
         }
         let root = self.parts.mount.root();
         let Opened::Fd(held) = open_by_handle(root, handle.as_ref(), io::READ)? else {
-            return Ok(None);
+            return Ok(Filled::Gone);
         };
         let (mut mark, original) = match mark::look(held.as_fd(), self.parts.log_id)? {
-            Marked::Whole => return Ok(None),
+            Marked::Whole => return Ok(Filled::Whole),
             Marked::Suspect(why) => return Err(FillError::Suspect(why)),
             Marked::Stub(mark) => (mark, None),
             Marked::Snapshot(original) => {
@@ -368,7 +393,7 @@ impl Recall {
         // A worker before this one got so far, and programs may use the file: a running one could not be
         // opened for writing.
         if durable || (mark.stage == Stage::Filled && filler.is_filled(held.as_fd(), &mark)?) {
-            return Ok(Some(there));
+            return Ok(Filled::There(there));
         }
         // Who made a stub immutable did not mean that it cannot be read any more.
         mark.seals.0 |= self.unseal(handle, held.as_fd())?;
@@ -396,10 +421,12 @@ impl Recall {
         if let (Err(_), Some(original)) = (&filled, &original) {
             self.stays_a_snapshot(held.as_fd(), original)?;
         }
-        Ok(filled?.map(|bytes| There {
-            bytes,
-            sealed,
-            ..there
+        Ok(filled?.map_or(Filled::Gone, |bytes| {
+            Filled::There(There {
+                bytes,
+                sealed,
+                ..there
+            })
         }))
     }
 
@@ -440,6 +467,17 @@ impl Recall {
         self.finish.notify_one();
         for id in go_on {
             (self.answer)(id, Answer::Allow);
+        }
+    }
+
+    /// Its inode is not to be had any more. Who waits may hold it all the same, and it is as it was.
+    fn is_gone(&self, handle: &Handle) {
+        let state = lock(&self.queue).remove(handle);
+        for waiter in state.map_or(Vec::new(), State::into_waiters) {
+            match waiter {
+                Waiter::Access { id, .. } => (self.answer)(id, Answer::Deny(libc::EIO)),
+                Waiter::Asked { tell, .. } => tell(Outcome::Whole { bytes: 0 }),
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use tierfs::catalog::{self, Reader};
 use tierfs::residency::{Residency, Stub};
 use tierfs::stub::Stage;
-use tierfs::{LogId, Time};
+use tierfs::{FileId, LogId, Time};
 
 use super::mark::{self, Marked};
 use crate::shared::{Shared, lock};
@@ -36,6 +36,9 @@ pub enum ResidentsError {
     /// The log has files whose inodes are not known, or gone: there may be stubs that nobody has seen.
     #[error("not every file that the log has is known on this disk yet")]
     NotYet,
+    /// Stubs whose inodes cannot be had, and that nobody is known to have deleted: the first, and how many.
+    #[error("file {0} and {n} others are released, and their inodes cannot be read, as if they were deleted: check the filesystem (fsck) if this stays", n = .1 - 1)]
+    Missing(FileId, usize),
     /// The daemon is going down.
     #[error("the daemon stops")]
     Stopping,
@@ -46,8 +49,10 @@ enum Listed {
     Stub,
     /// A crash interrupted its release or recall.
     Moving(Handle),
-    /// It is deleted.
+    /// It is deleted, the log says so, too.
     Gone,
+    /// Its inode cannot be had, and the log has it still: who knows whether it is deleted.
+    Missing,
 }
 
 #[derive(Debug)]
@@ -199,14 +204,16 @@ impl Residents {
             );
             return Ok(moving);
         }
-        let mut after = None;
+        let (mut after, mut missing) = (None, Vec::new());
+        let reader = Reader::open(catalog)?;
         loop {
             let page = lock(residency).page(after, PAGE)?;
             for stub in &page {
                 stopping(shared)?;
-                match self.mark(stub, log_id)? {
+                match self.mark(stub, log_id, &reader)? {
                     Listed::Moving(handle) => moving.push(handle),
                     Listed::Gone => lock(residency).note_unmarked(stub.clone()),
+                    Listed::Missing => missing.push(stub.file),
                     Listed::Stub => {}
                 }
             }
@@ -214,6 +221,10 @@ impl Residents {
                 Some(last) => after = Some(last.file),
                 None => break,
             }
+        }
+        if let Some(first) = missing.first() {
+            // Deleted while nobody watched, and not examined yet; or unreadable.
+            return Err(ResidentsError::Missing(*first, missing.len()));
         }
         let mut mode = lock(&self.mode);
         if self.snapshots {
@@ -232,7 +243,7 @@ impl Residents {
     }
 
     /// Gives a stub its mark.
-    fn mark(&self, stub: &Stub, log_id: LogId) -> Result<Listed, sys::Error> {
+    fn mark(&self, stub: &Stub, log_id: LogId, catalog: &Reader) -> Result<Listed, ResidentsError> {
         let Ok(handle) = Handle::from_bytes(&stub.handle) else {
             return Ok(Listed::Gone);
         };
@@ -248,7 +259,11 @@ impl Residents {
                     _ => Listed::Stub,
                 })
             }
-            Opened::Stale => Ok(Listed::Gone),
+            Opened::Stale => {
+                let known = catalog.queries().inode(stub.file)?;
+                let known = known.is_some_and(|row| row.handle.as_ref() == Some(&stub.handle));
+                Ok(if known { Listed::Missing } else { Listed::Gone })
+            }
         }
     }
 

@@ -19,6 +19,7 @@ use super::{Busy, Recalled, Vouched};
 use crate::board::Board;
 use crate::capture::hints::{Beside, Key, Look};
 use crate::config::Config;
+use crate::doubts::Doubts;
 use crate::fetch::{self, Fetcher};
 use crate::policy::space::Space;
 use crate::shared::{Shared, lock};
@@ -91,6 +92,8 @@ pub struct Parts<'p> {
     pub fs_type: &'p str,
     /// Who makes room for recalls.
     pub space: Arc<Space>,
+    /// Who hears of damaged copies.
+    pub doubts: Arc<Doubts>,
 }
 
 /// Why release and recall cannot be had.
@@ -137,6 +140,7 @@ impl Tier {
             fs_uuid,
             fs_type,
             space,
+            doubts,
         } = parts;
         let group = PermissionGroup::from_fd(inherited.group);
         let wanted = Asked {
@@ -178,13 +182,19 @@ impl Tier {
                 residents: residents.clone(),
                 catalog: Readers::new(config.catalog.clone()),
                 log_id,
-                fetcher: Fetcher::new(config.spool.clone(), Box::new(look), FRAMES_KEPT),
+                fetcher: Fetcher::new(
+                    config.spool.clone(),
+                    Box::new(look),
+                    doubts.clone(),
+                    FRAMES_KEPT,
+                ),
                 residency: list.clone(),
                 busy: busy.clone(),
                 vouched: vouched.clone(),
                 recalled: recalled.clone(),
                 space,
                 wait: config.recall_wait,
+                threads: config.recall_threads,
             },
             Box::new(answer),
         );
@@ -226,6 +236,8 @@ impl Tier {
         }
         let recall = self.recall.clone();
         bodies.push(("finish", Box::new(move || recall.finish())));
+        let recall = self.recall.clone();
+        bodies.push(("waits", Box::new(move || recall.tend())));
         let tier = self.clone();
         bodies.push(("marks", Box::new(move || tier.settle())));
         bodies
@@ -427,6 +439,17 @@ impl Tier {
         };
         let marked = mark::look(fd.as_fd(), self.log_id)?;
         Ok(Some((fd, marked)))
+    }
+
+    /// Where every file is not asked about, this one is: what it reads as is not what it is.
+    pub fn protect_suspect(&self, handle: &Handle) {
+        let protected = self.look(handle).and_then(|marked| match marked {
+            Some((fd, Marked::Suspect(_))) => self.residents.protect(fd.as_fd()),
+            _ => Ok(()),
+        });
+        if let Err(error) = protected {
+            tracing::error!(%error, "a file whose content is not known can be read, as zeros");
+        }
     }
 
     /// A stub is not what the log says of it (it was cut, or is of another version): it is made whole,

@@ -4,8 +4,8 @@
 //! that is under way hears of it between two chunks ([`Filling`]), and leaves a file that was empty empty.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::{GATHER, GATHER_AGAIN, Outcome, Recall};
@@ -16,6 +16,9 @@ use crate::sys::permission::{Answer, Attempt};
 /// What a program hears whose recall is cancelled. Not EAGAIN: programs and NFS servers that try again at
 /// that would put the file into the queue again.
 pub const CANCELLED: i32 = libc::EIO;
+
+/// A fill without a step for so long gets another thread beside it.
+pub(super) const STALLED: Duration = Duration::from_secs(5);
 
 /// Who waits.
 pub(super) enum Waiter {
@@ -123,13 +126,25 @@ pub(super) struct There {
 }
 
 /// A fill that is under way, for those who look at it, and to stop it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Filling {
     stop: AtomicBool,
     written: AtomicU64,
+    /// When it came a step further.
+    moved: Mutex<Instant>,
+    uid: u32,
 }
 
 impl Filling {
+    fn new(uid: u32) -> Self {
+        Self {
+            stop: AtomicBool::new(false),
+            written: AtomicU64::new(0),
+            moved: Mutex::new(Instant::now()),
+            uid,
+        }
+    }
+
     /// Asks it to stop.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
@@ -143,6 +158,17 @@ impl Filling {
     /// So many bytes are written.
     pub fn note(&self, written: u64) {
         self.written.store(written, Ordering::Relaxed);
+        self.moves();
+    }
+
+    /// It is a step further.
+    pub fn moves(&self) {
+        *lock(&self.moved) = Instant::now();
+    }
+
+    /// For how long it has not come further.
+    pub fn stands_for(&self) -> Duration {
+        lock(&self.moved).elapsed()
     }
 }
 
@@ -162,10 +188,20 @@ pub(super) struct Queue {
     /// When some were finished last.
     pub(super) finished: Option<Instant>,
     arrivals: u64,
+    /// As many work on it, if no others were added.
+    pub(super) threads: usize,
     pub(super) closed: bool,
 }
 
 impl Queue {
+    /// For so many threads.
+    pub(super) fn new(threads: usize) -> Self {
+        Self {
+            threads,
+            ..Self::default()
+        }
+    }
+
     /// A file that nobody wanted before.
     pub(super) fn want(&mut self, handle: Handle, turn: Turn, waiters: Vec<Waiter>) {
         let wanted = Wanted {
@@ -211,8 +247,16 @@ impl Queue {
             }
         }
         let (user, at) = self.last;
-        let after = self.todo.range(user.saturating_add(1)..).next();
-        let uid = *after.or_else(|| self.todo.iter().next())?.0;
+        let mut busy = HashMap::<u32, usize>::new();
+        let moving = |filling: &&Arc<Filling>| filling.stands_for() < STALLED;
+        for filling in self.filling.values().filter(moving) {
+            *busy.entry(filling.uid).or_default() += 1;
+        }
+        // One thread is always left to the others: large files may take hours.
+        let most = self.threads.saturating_sub(1).max(1);
+        let may = |(uid, _): &(&u32, _)| busy.get(uid).is_none_or(|count| *count < most);
+        let mut after = self.todo.range(user.saturating_add(1)..);
+        let uid = *after.find(may).or_else(|| self.todo.iter().find(may))?.0;
         let files = self.todo.get_mut(&uid)?;
         let next = files.range(at..).next().or_else(|| files.iter().next());
         let key = *next?.0;
@@ -221,9 +265,20 @@ impl Queue {
             self.todo.remove(&uid);
         }
         self.last = (uid, key);
-        let filling = Arc::<Filling>::default();
+        let filling = Arc::new(Filling::new(uid));
         self.filling.insert(handle.clone(), filling.clone());
         Some((handle, filling))
+    }
+
+    /// Nobody waits for a thread.
+    pub(super) fn is_idle(&self) -> bool {
+        self.todo.is_empty()
+    }
+
+    /// How many files have been filled for so long without coming a step further.
+    pub(super) fn stalled(&self, time: Duration) -> usize {
+        let stalled = |filling: &&Arc<Filling>| filling.stands_for() >= time;
+        self.filling.values().filter(stalled).count()
     }
 
     pub(super) fn next_later(&self) -> Option<Instant> {
