@@ -25,6 +25,85 @@ pub const READ_DIR: libc::c_int = READ | libc::O_DIRECTORY;
 /// Flags to hold any inode without opening it: for stat, handles, xattrs and links.
 pub const HOLD: libc::c_int = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
 
+/// Reads and writes a file that is open with `O_DIRECT`.
+pub struct Direct<'f> {
+    fd: BorrowedFd<'f>,
+    room: Vec<u8>,
+}
+
+impl<'f> Direct<'f> {
+    /// The largest block of any disk that can be mounted.
+    const BLOCK: u64 = 4096;
+
+    /// For a file.
+    pub fn new(fd: BorrowedFd<'f>) -> Self {
+        let room = Vec::new();
+        Self { fd, room }
+    }
+
+    /// What of so many bytes at `offset` can be written.
+    pub fn whole_blocks(offset: u64, len: usize) -> usize {
+        let block = usize::try_from(Self::BLOCK).unwrap_or(1);
+        if offset.is_multiple_of(Self::BLOCK) {
+            len - len % block
+        } else {
+            0
+        }
+    }
+
+    /// A place in memory for so many bytes, where a disk may look for them.
+    fn room(&mut self, len: usize) -> &mut [u8] {
+        let block = usize::try_from(Self::BLOCK).unwrap_or(1);
+        self.room.resize(len + block, 0);
+        let skip = self.room.as_ptr().align_offset(block).min(block);
+        &mut self.room[skip..skip + len]
+    }
+
+    /// Writes whole blocks.
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        let fd = self.fd;
+        let room = self.room(bytes.len());
+        room.copy_from_slice(bytes);
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = to_off(offset + done as u64, fd)?;
+            match nix::sys::uio::pwrite(fd, &room[done..], at) {
+                Ok(0) => return Err(Error::on_fd("pwrite", fd, nix::Error::EIO)),
+                Ok(more) => done += more,
+                Err(nix::Error::EINTR) => {}
+                Err(error) => return Err(Error::on_fd("pwrite", fd, error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// So many bytes at `offset`, or fewer at the file's end.
+    pub fn read(&mut self, offset: u64, len: usize) -> Result<&[u8], Error> {
+        let block = usize::try_from(Self::BLOCK).unwrap_or(1);
+        let before = usize::try_from(offset % Self::BLOCK).unwrap_or(0);
+        let from = offset - offset % Self::BLOCK;
+        let whole = (before + len).next_multiple_of(block);
+        let fd = self.fd;
+        let into = self.room(whole);
+        let mut got = 0;
+        while got < before + len {
+            let at = to_off(from + got as u64, fd)?;
+            match nix::sys::uio::pread(fd, &mut into[got..], at) {
+                Ok(0) => break,
+                Ok(more) => got += more,
+                Err(nix::Error::EINTR) => {}
+                Err(error) => return Err(Error::on_fd("pread", fd, error)),
+            }
+            // The next block begins at one: what ends within one is the file's end.
+            if got % block != 0 {
+                break;
+            }
+        }
+        let end = (before + len).min(got);
+        Ok(into.get(before..end).unwrap_or_default())
+    }
+}
+
 /// Opens an entry of a directory. `None`: there is none, or it is not of the kind that `flags`
 /// ask for (a link under `O_NOFOLLOW`, a file under `O_DIRECTORY`).
 pub fn open_at<P>(

@@ -95,21 +95,8 @@ impl Filler<'_> {
             .is_none_or(|first| first.content == seek::Content::Hole && first.len == end);
         let wanted = self.wanted(fd, mark, end)?;
         full::check(fd, wanted)?;
-        let mut mtime = if mark.stage == Stage::Moving {
-            Mtime::regain(fd, (mark.mtime.seconds, mark.mtime.nanos))?
-        } else {
-            Mtime::keep(fd)?
-        };
-        let moving = StubMark {
-            mtime: time_of(mtime.wanted()),
-            stage: Stage::Moving,
-            capability: space::capability(fd)?.or_else(|| mark.capability.clone()),
-            ..mark.clone()
-        };
-        if moving != *mark {
-            let set = space::set_mark(fd, &moving.to_bytes());
-            set.map_err(|error| full::of(fd, wanted, error.into()))?;
-        }
+        let (mut mtime, moving) =
+            begin(fd, mark).map_err(|error| full::of(fd, wanted, error.into()))?;
         let filled = full::held(fd, wanted, || self.fill_to(fd, mark, end, &mut mtime));
         let mut rests = false;
         if filled.is_err() && empty {
@@ -137,10 +124,51 @@ impl Filler<'_> {
         filled
     }
 
-    /// Whether all logged bytes are in the file, which may be in use: nothing is written.
+    /// Writes all logged bytes once more, past the page cache but for the end of the last block: `direct` is open
+    /// with `O_DIRECT` for writing. Who reads the file meanwhile notices nothing. (After a failed write-back ext4
+    /// takes the pages of memory for written, and writing to them again leaves its extents as they were.)
+    pub fn write_again(
+        &self,
+        fd: BorrowedFd<'_>,
+        direct: BorrowedFd<'_>,
+        mark: &StubMark,
+    ) -> Result<(), FillError> {
+        let end = stat_of(fd)?.size.min(mark.size);
+        let (mut mtime, moving) = begin(fd, mark)?;
+        let mut direct = io::Direct::new(direct);
+        self.catalog.with(|reader| {
+            check_version(reader, mark)?;
+            for_each_extent(reader, mark, end, |extent| {
+                let bytes = self.fetch(reader, mark, extent)?;
+                let offset = extent.range.offset;
+                let bytes = clip(&bytes, offset, end);
+                let (blocks, rest) = bytes.split_at(io::Direct::whole_blocks(offset, bytes.len()));
+                mtime.over(fd, || direct.write(offset, blocks))?;
+                mtime.over(fd, || {
+                    space::write_at(fd, rest, offset + blocks.len() as u64)
+                })?;
+                self.filling.moves();
+                Ok(())
+            })
+        })?;
+        if let Some(value) = &moving.capability {
+            space::set_capability(fd, value)?;
+        }
+        let done = StubMark {
+            mtime: time_of(mtime.restore(fd)?),
+            stage: Stage::Filled,
+            capability: None,
+            ..moving
+        };
+        Ok(space::set_mark(fd, &done.to_bytes())?)
+    }
+
+    /// Whether all logged bytes are on the disk, which `fd` reads past the page cache. The file may be in use:
+    /// nothing is written.
     pub fn is_filled(&self, fd: BorrowedFd<'_>, mark: &StubMark) -> Result<bool, FillError> {
         let end = stat_of(fd)?.size.min(mark.size);
         let mut same = true;
+        let mut direct = io::Direct::new(fd);
         self.catalog.with(|reader| {
             check_version(reader, mark)?;
             for_each_extent(reader, mark, end, |extent| {
@@ -148,9 +176,7 @@ impl Filler<'_> {
                 if same {
                     let wanted = self.fetch(reader, mark, extent)?;
                     let wanted = clip(&wanted, extent.range.offset, end);
-                    let mut found = vec![0; wanted.len()];
-                    io::read_exact_at(fd, &mut found, extent.range.offset)?;
-                    same = found == wanted;
+                    same = direct.read(extent.range.offset, wanted.len())? == wanted;
                 }
                 Ok(())
             })
@@ -264,6 +290,25 @@ impl Filler<'_> {
         }
         Ok(self.fetcher.extent(reader.queries(), mark.file, extent)?)
     }
+}
+
+/// The mark says that bytes are on their way; so it can be told which time is the file's own.
+fn begin(fd: BorrowedFd<'_>, mark: &StubMark) -> Result<(Mtime, StubMark), Error> {
+    let mtime = if mark.stage == Stage::Moving {
+        Mtime::regain(fd, (mark.mtime.seconds, mark.mtime.nanos))?
+    } else {
+        Mtime::keep(fd)?
+    };
+    let moving = StubMark {
+        mtime: time_of(mtime.wanted()),
+        stage: Stage::Moving,
+        capability: space::capability(fd)?.or_else(|| mark.capability.clone()),
+        ..mark.clone()
+    };
+    if moving != *mark {
+        space::set_mark(fd, &moving.to_bytes())?;
+    }
+    Ok((mtime, moving))
 }
 
 /// Takes one chunk from each in turn, until one has no more, or failed.
@@ -430,6 +475,12 @@ impl HoleWriter<'_, '_> {
         io::read_exact_at(self.fd, &mut found, offset)?;
         let unfinished = self.mark.stage != Stage::Rests;
         if found == wanted || (unfinished && self.complete(wanted, &found, offset)?) {
+            if unfinished {
+                // Memory has it. Whether the disk does, somebody else may have been told.
+                let fd = self.fd;
+                self.mtime
+                    .over(fd, || space::write_at(fd, wanted, offset))?;
+            }
             return Ok(());
         }
         Err(FillError::Suspect(format!(

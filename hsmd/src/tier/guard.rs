@@ -535,7 +535,12 @@ impl Supervisor {
             if linked && worker.ready {
                 match self.guard.tell(worker.socket.as_fd()) {
                     Ok(full) => worker.full = full,
-                    Err(_) => linked = false,
+                    Err(error) => {
+                        // Its answers would not be heard any more either: the next one gets everything.
+                        tracing::error!(%error, "the worker cannot be told of accesses, and is started anew");
+                        let _ = worker.child.kill();
+                        linked = false;
+                    }
                 }
             }
             self.obey(Some(worker));

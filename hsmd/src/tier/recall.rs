@@ -9,6 +9,7 @@
 //!
 //! The queue is fair between users, and in the order of the log within a user's files.
 
+mod again;
 mod finish;
 mod queue;
 mod room;
@@ -16,8 +17,8 @@ mod seals;
 mod stalls;
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::AtomicUsize;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -130,6 +131,10 @@ pub type AnswerTo = Box<dyn Fn(u64, Answer) + Send + Sync>;
 /// See the module.
 pub struct Recall {
     parts: Parts,
+    /// For syncs whose errors nobody else is told instead.
+    sync_root: OwnedFd,
+    /// Syncs that failed.
+    sync_errors: AtomicU64,
     queue: Mutex<Queue>,
     wake: Condvar,
     finish: Condvar,
@@ -148,10 +153,13 @@ pub struct Recall {
 
 impl Recall {
     /// Nothing waits yet; [`Self::work`] and [`Self::finish`] are for threads of the caller.
-    pub fn new(parts: Parts, answer: AnswerTo) -> Self {
+    pub fn new(parts: Parts, answer: AnswerTo) -> Result<Self, Error> {
+        let sync_root = again::opened_anew(parts.mount.root())?;
         let queue = Queue::new(parts.threads);
-        Self {
+        Ok(Self {
             parts,
+            sync_root,
+            sync_errors: AtomicU64::new(0),
             queue: Mutex::new(queue),
             wake: Condvar::new(),
             finish: Condvar::new(),
@@ -161,7 +169,7 @@ impl Recall {
             failing: Mutex::default(),
             stuck: Mutex::default(),
             deleted: Mutex::default(),
-        }
+        })
     }
 
     /// How many files are wanted, and how many programs wait.
@@ -198,7 +206,7 @@ impl Recall {
         };
         let mut queue = lock(&self.queue);
         if let Some(State::There { there, waiters }) = queue.states.get_mut(&handle) {
-            if !there.sealed && self.may_go_on(attempt, &handle) {
+            if !there.sealed && !there.doubtful && self.may_go_on(attempt, &handle) {
                 drop(queue);
                 drop(fd);
                 (self.answer)(id, Answer::Allow);
@@ -330,10 +338,17 @@ impl Recall {
             // A release has it, with hundreds of others: no thread waits for that.
             return self.leave(handle, filling, Instant::now() + SOON);
         };
-        let fill = || self.fill(handle, filling);
+        let errors = self.sync_errors.load(Ordering::SeqCst);
+        let fill = || {
+            let filled = self.fill(handle, filling);
+            if filled.is_err() {
+                self.seal_after_failure(handle);
+            }
+            filled
+        };
         let result = self.fill_with_room(handle, held, fill, &|| filling.stops());
         match result {
-            Ok(Filled::There(there)) => self.is_there(handle, there),
+            Ok(Filled::There(there)) => self.is_there(handle, there, errors),
             Ok(Filled::Whole) => {
                 self.is_well(handle);
                 self.is_whole(handle, 0);
@@ -344,7 +359,7 @@ impl Recall {
             }
             // Whatever else went wrong: nobody waits for it any more.
             Err(_) if filling.stops() => self.stopped(handle),
-            Err(FillError::Full(full)) if self.may_fit_soon(handle) => {
+            Err(FillError::Full(full)) if self.may_fit_soon(handle, filling) => {
                 tracing::debug!(%full, "a recall waits until recalled files can be released");
             }
             Err(error) => {
@@ -389,10 +404,11 @@ impl Recall {
             sealed: mark.seals.0 != 0,
             // The log has a snapshot's file only when it was read.
             news: durable || original.is_some(),
+            doubtful: false,
         };
         // A worker before this one got so far, and programs may use the file: a running one could not be
         // opened for writing.
-        if durable || (mark.stage == Stage::Filled && filler.is_filled(held.as_fd(), &mark)?) {
+        if durable || (mark.stage == Stage::Filled && self.is_on_disk(handle, &filler, &mark)?) {
             return Ok(Filled::There(there));
         }
         // Who made a stub immutable did not mean that it cannot be read any more.
@@ -415,9 +431,6 @@ impl Recall {
             Err(error) => Err(error.into()),
         };
         let sealed = mark.seals.0 != 0;
-        if filled.is_err() && sealed {
-            self.seal_again(handle, held.as_fd())?;
-        }
         if let (Err(_), Some(original)) = (&filled, &original) {
             self.stays_a_snapshot(held.as_fd(), original)?;
         }
@@ -440,8 +453,10 @@ impl Recall {
         }
     }
 
-    fn is_there(&self, handle: &Handle, there: There) {
+    /// `errors`: how many syncs had failed when it began.
+    fn is_there(&self, handle: &Handle, mut there: There, errors: u64) {
         let mut queue = lock(&self.queue);
+        there.doubtful |= self.sync_errors.load(Ordering::SeqCst) != errors;
         let Some(State::Wanted(Wanted { waiters, .. })) = queue.remove(handle) else {
             return;
         };
@@ -450,7 +465,7 @@ impl Recall {
         for waiter in waiters {
             match waiter {
                 Waiter::Access { id, attempt, .. }
-                    if !there.sealed && self.may_go_on(attempt, handle) =>
+                    if !there.sealed && !there.doubtful && self.may_go_on(attempt, handle) =>
                 {
                     go_on.push(id);
                 }

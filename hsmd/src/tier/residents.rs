@@ -162,7 +162,7 @@ impl Residents {
 
     /// Gives every stub a mark of its own, and takes the filesystem's away. Where the list is not known
     /// to be complete, every file that the catalog knows is looked at first; the caller makes sure that
-    /// it knows all. Gives the stubs whose release or recall was interrupted.
+    /// it knows all. `moving` gets the stubs whose release or recall was interrupted, also where this fails.
     pub fn settle(
         &self,
         shared: &Shared,
@@ -170,12 +170,13 @@ impl Residents {
         catalog: &Path,
         log_id: LogId,
         fs_uuid: &[u8; 16],
-    ) -> Result<Vec<Handle>, ResidentsError> {
+        moving: &mut Vec<Handle>,
+    ) -> Result<(), ResidentsError> {
         {
             let mut mode = lock(&self.mode);
             (mode.settling, mode.marks) = (true, 0);
         }
-        let settled = self.settle_all(shared, residency, catalog, log_id, fs_uuid);
+        let settled = self.settle_all(shared, residency, catalog, log_id, fs_uuid, moving);
         lock(&self.mode).settling = false;
         settled
     }
@@ -187,8 +188,8 @@ impl Residents {
         catalog: &Path,
         log_id: LogId,
         fs_uuid: &[u8; 16],
-    ) -> Result<Vec<Handle>, ResidentsError> {
-        let mut moving = Vec::new();
+        moving: &mut Vec<Handle>,
+    ) -> Result<(), ResidentsError> {
         if !self.is_complete(residency, fs_uuid)? {
             self.census(shared, residency, catalog, log_id)?;
             let mark = lock(residency).new_generation()?;
@@ -197,20 +198,14 @@ impl Residents {
             lock(residency).set_complete(fs_uuid, &mark)?;
         }
         let count = lock(residency).count()?;
-        if count > self.max {
-            tracing::info!(
-                stubs = count,
-                "more stubs than stub_marks_max: every file is asked about"
-            );
-            return Ok(moving);
-        }
+        let too_many = count > self.max;
         let (mut after, mut missing) = (None, Vec::new());
         let reader = Reader::open(catalog)?;
         loop {
             let page = lock(residency).page(after, PAGE)?;
             for stub in &page {
                 stopping(shared)?;
-                match self.mark(stub, log_id, &reader)? {
+                match self.mark(stub, log_id, &reader, !too_many)? {
                     Listed::Moving(handle) => moving.push(handle),
                     Listed::Gone => lock(residency).note_unmarked(stub.clone()),
                     Listed::Missing => missing.push(stub.file),
@@ -227,32 +222,46 @@ impl Residents {
             return Err(ResidentsError::Missing(*first, missing.len()));
         }
         let mut mode = lock(&self.mode);
+        if too_many {
+            tracing::info!(
+                stubs = count,
+                "more stubs than stub_marks_max: every file is asked about"
+            );
+            return Ok(());
+        }
         if self.snapshots {
             tracing::info!(
                 stubs = mode.marks,
                 "a snapshot may hold stubs that nobody knows: every file is asked about"
             );
-            return Ok(moving);
+            return Ok(());
         }
         // What was released meanwhile has its mark by `protect`.
         self.group
             .unmark_filesystem(self.mount.root(), self.asked)?;
         mode.filesystem = false;
         tracing::info!(stubs = mode.marks, "only stubs are asked about now");
-        Ok(moving)
+        Ok(())
     }
 
-    /// Gives a stub its mark.
-    fn mark(&self, stub: &Stub, log_id: LogId, catalog: &Reader) -> Result<Listed, ResidentsError> {
+    /// Looks at a stub, and gives it its mark where that is wanted.
+    fn mark(
+        &self,
+        stub: &Stub,
+        log_id: LogId,
+        catalog: &Reader,
+        ask: bool,
+    ) -> Result<Listed, ResidentsError> {
         let Ok(handle) = Handle::from_bytes(&stub.handle) else {
             return Ok(Listed::Gone);
         };
         match open_by_handle(self.mount.root(), handle.as_ref(), io::READ)? {
             Opened::Fd(fd) => {
-                let mut mode = lock(&self.mode);
-                self.group.mark_inode(fd.as_fd(), self.asked)?;
-                mode.marks += 1;
-                drop(mode);
+                if ask {
+                    let mut mode = lock(&self.mode);
+                    self.group.mark_inode(fd.as_fd(), self.asked)?;
+                    mode.marks += 1;
+                }
                 Ok(match mark::look(fd.as_fd(), log_id)? {
                     Marked::Stub(mark) if mark.stage != Stage::Rests => Listed::Moving(handle),
                     // A release that runs just now has put it on the list, and not marked it yet.

@@ -197,7 +197,7 @@ impl Tier {
                 threads: config.recall_threads,
             },
             Box::new(answer),
-        );
+        )?;
         recall.settle_seals();
         let release = Release {
             shared: shared.clone(),
@@ -274,19 +274,21 @@ impl Tier {
             // A complete list needs no examination.
             let complete = self.residents.is_complete(&self.residency, &self.fs_uuid);
             if complete.unwrap_or(false) || self.all_is_known() {
+                let mut interrupted = Vec::new();
                 let settled = self.residents.settle(
                     &self.shared,
                     &self.residency,
                     &self.catalog,
                     self.log_id,
                     &self.fs_uuid,
+                    &mut interrupted,
                 );
+                for handle in interrupted {
+                    self.recall.resume(&handle);
+                }
                 match settled {
-                    Ok(interrupted) => {
+                    Ok(()) => {
                         self.shared.well("marks");
-                        for handle in interrupted {
-                            self.recall.resume(&handle);
-                        }
                         self.settled.store(true, Ordering::Relaxed);
                         let (everything, _) = self.residents.mode();
                         let _ = link::tell(self.link.as_fd(), Told::Everything(everything));

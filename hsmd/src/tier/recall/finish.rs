@@ -175,8 +175,20 @@ impl Recall {
                 Err(error) => self.put_off(handle, &error.into()),
             }
         }
+        let mut written = Vec::new();
+        for file in open {
+            let doubtful = self.is_doubtful(&file.handle);
+            match if doubtful {
+                self.write_again(&file.handle)
+            } else {
+                Ok(())
+            } {
+                Ok(()) => written.push(file),
+                Err(error) => self.put_off(file.handle, &error),
+            }
+        }
         let mut there = Vec::new();
-        for file in self.make_durable(open) {
+        for file in self.make_durable(written) {
             match self.set_there(&file) {
                 Ok(()) => there.push(file),
                 Err(error) => self.put_off(file.handle, &error),
@@ -203,8 +215,10 @@ impl Recall {
 
     /// Gives the files that are durable as they are now.
     fn make_durable(&self, files: Vec<Finishing>) -> Vec<Finishing> {
-        if files.len() > ONE_BY_ONE {
-            return match io::syncfs(self.parts.mount.root()) {
+        // Where inodes are not held by marks of their own, one may be forgotten with its error.
+        let (everything, _) = self.parts.residents.mode();
+        if files.len() > ONE_BY_ONE || everything {
+            return match self.sync() {
                 Ok(()) => files,
                 Err(error) => {
                     let error = error.into();
@@ -219,9 +233,20 @@ impl Recall {
         for file in files {
             match space::sync_file(file.fd.as_fd()) {
                 Ok(()) => durable.push(file),
-                Err(error) => self.put_off(file.handle, &error.into()),
+                Err(error) => {
+                    self.doubt_all();
+                    self.put_off(file.handle, &error.into());
+                }
             }
         }
+        // Those whose turn was before the one that failed, too.
+        durable.retain(|file| {
+            let doubtful = self.is_doubtful(&file.handle);
+            if doubtful {
+                self.rest(file.handle.clone(), true);
+            }
+            !doubtful
+        });
         durable
     }
 
@@ -235,6 +260,11 @@ impl Recall {
         let sealed = flags::seals(fd)? != 0;
         if mark.stage == Stage::There && !sealed {
             return Ok(());
+        }
+        if !mark.stage.is_filled() {
+            return Err(FillError::Suspect(
+                "it is not all there any more".to_owned(),
+            ));
         }
         mark.stage = Stage::There;
         mark.seals.0 |= self.unseal(&file.handle, fd)?;
@@ -322,6 +352,6 @@ impl Recall {
 }
 
 /// Whether anybody but us has the file open.
-fn is_used(fd: &OwnedFd) -> bool {
+pub(super) fn is_used(fd: &OwnedFd) -> bool {
     !matches!(lease::WriteLease::take(fd.as_fd()), Ok(Some(_)))
 }

@@ -123,6 +123,9 @@ pub(super) struct There {
     pub(super) sealed: bool,
     /// It was found durable: it may have been changed since, after a mark that a loss of power brought back.
     pub(super) news: bool,
+    /// What was written of it may be nowhere but in memory, which nobody will be told again: it is written
+    /// once more before it is finished.
+    pub(super) doubtful: bool,
 }
 
 /// A fill that is under way, for those who look at it, and to stop it.
@@ -136,7 +139,7 @@ pub struct Filling {
 }
 
 impl Filling {
-    fn new(uid: u32) -> Self {
+    pub(super) fn new(uid: u32) -> Self {
         Self {
             stop: AtomicBool::new(false),
             written: AtomicU64::new(0),

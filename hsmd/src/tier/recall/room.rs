@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{FillError, Handle, Recall, State};
+use super::{FillError, Filling, Handle, Recall, State};
 use crate::policy::space::{Made, Whose};
 use crate::shared::lock;
 use crate::tier::Held;
@@ -60,8 +60,11 @@ impl Recall {
 
     /// Where nothing can be released now, what was recalled a moment ago soon can: when its new change time
     /// is in the log, and on every pool. No thread waits for that: the file is tried again, unless this says no.
-    pub(super) fn may_fit_soon(&self, handle: &Handle) -> bool {
+    pub(super) fn may_fit_soon(&self, handle: &Handle, filling: &Filling) -> bool {
         let mut queue = lock(&self.queue);
+        if filling.stops() {
+            return false;
+        }
         let Some(State::Wanted(wanted)) = queue.states.get_mut(handle) else {
             return false;
         };

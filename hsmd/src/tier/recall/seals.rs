@@ -52,6 +52,22 @@ impl Recall {
         Ok(())
     }
 
+    /// A recall ended early: the file has its flags again, and is the stub that it was.
+    pub(super) fn seal_after_failure(&self, handle: &Handle) {
+        if lock(&self.parts.residency).seals_of(&handle.to_bytes()) == 0 {
+            return;
+        }
+        let root = self.parts.mount.root();
+        let sealed = match open_by_handle(root, handle.as_ref(), io::READ) {
+            Ok(Opened::Fd(fd)) => self.seal_again(handle, fd.as_fd()),
+            Ok(Opened::Stale) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = sealed {
+            tracing::warn!(%error, "a file that was immutable or append-only is not, until hsmd starts again");
+        }
+    }
+
     /// Puts back what a worker before this one took off. Before anything is recalled or examined.
     pub fn settle_seals(&self) {
         let all = lock(&self.parts.residency).unsealed();
