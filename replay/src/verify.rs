@@ -120,10 +120,9 @@ impl Work<'_> {
         let stat = sys::stat(&*fd).map_err(|error| self.failed(&path, "examining", error))?;
         if let Some(inode) = self.queries.inode(dir.file)? {
             self.attributes(&path, &inode, &stat);
-            if self
-                .xattrs(&path, dir.file, &Inode::Open(fd.as_fd()))?
-                .is_some()
-            {
+            let mark = self.xattrs(&path, dir.file, &Inode::Open(fd.as_fd()))?;
+            // The root directory's is that of the disk.
+            if mark.is_some() && dir.file != FileId::ROOT {
                 self.differs(path.clone(), "has a stub mark, and is no regular file");
             }
             self.flags(&path, &inode, &fd)?;

@@ -132,7 +132,7 @@ fn who_waits_is_named_with_the_volume() {
     assert_eq!(seen["needs"]["bytes"], 300_001, "{all:#}");
     assert_eq!(all["needs"]["volumes"][0]["files"], 3, "{all:#}");
     let error = seen["error"].as_str().unwrap_or_default();
-    assert!(error.contains("within reach nowhere"), "{error}");
+    assert!(error.contains("which is not here"), "{error}");
     let said = system.tierctl(&["queue", "list"]).done().stdout;
     let place = text(&waiting.moved.0);
     for part in [text(shared), "root", "AWAY", "4 programs", place] {

@@ -289,9 +289,9 @@ fn what_is_damaged_everywhere_is_an_error_that_names_it() {
     let ran = system.tierctl(&["recall", "--wait", path.to_str().expect("ASCII")]);
     assert!(ran.code != 0, "{ran}");
     // What is lost is not logged as something else: neither as zeros nor as gone.
-    system.sync_all();
+    system.sync(&["--sweep"]);
     let lsn = system.status()["durable_lsn"].clone();
-    system.sync_all();
+    system.sync(&["--sweep"]);
     assert_eq!(lsn, system.status()["durable_lsn"], "it comes to rest");
     let shown = system
         .tierctl(&["log", "list", "--json", path.to_str().expect("ASCII")])
