@@ -494,6 +494,8 @@ impl Core for Service {
             self.shared.wake();
             self.wait_until(cancelled, || self.board.copied(lsn))?;
         }
+        // Whoever asks next, for a state or a pin, must find what was waited for.
+        self.wait_until(cancelled, || self.shared.progress().folded >= lsn)?;
         Ok(SyncDone {
             lsn: lsn_of(lsn),
             waited_ms: millis(started.elapsed()),

@@ -104,6 +104,32 @@ fn pins_survive_the_loss_of_the_catalog() {
     system.check("pins are of no concern to a replay");
 }
 
+/// Only what is in the log can be pinned: `--wait` sees to that, right after a change. It had returned when all
+/// was durable, and the catalog, which is asked for the files, did not know them yet.
+#[test]
+fn new_files_are_pinned_as_soon_as_they_are_logged() {
+    let system = Setup::new(Kind::Ext4).start();
+    let list = system.home().at("list");
+    for round in 0..10 {
+        let names = [format!("new{round}"), format!("another{round}")];
+        let paths = names.map(|name| write(&system, &name, 10_000));
+        let text: Vec<_> = paths.iter().map(|path| path.to_string_lossy()).collect();
+        fs::write(&list, text.join("\n")).expect("a list");
+        let list = list.to_str().expect("a name");
+        let pinned = system
+            .tierctl(&["pin", "--wait", "--from-file", list])
+            .done();
+        assert!(pinned.stdout.starts_with("pinned 2 files"), "{pinned}");
+        let before = digest(&system);
+        let told = system
+            .tierctl(&["unpin", "--dry-run", "--from-file", list])
+            .done();
+        assert_eq!(told.stdout, "would unpin 2 files\n");
+        assert_eq!(found(&system, "pinned").len(), 2 * round + 2);
+        assert_eq!(digest(&system), before);
+    }
+}
+
 #[test]
 fn what_is_found_is_true() {
     let system = Setup::new(Kind::Xfs).start();
