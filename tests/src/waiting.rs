@@ -1,5 +1,6 @@
 //! Programs of several users that wait for released files whose volume is away, and who asks about that.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -76,6 +77,40 @@ fn cat(path: &Path, uid: u32, stdout: Stdio) -> Child {
         .stderr(Stdio::piped())
         .spawn()
         .expect("cat")
+}
+
+/// Programs that this test started, directly or not, and that wait for an answer about an access now. Asks the
+/// kernel, not the daemon.
+pub fn held_programs() -> Vec<u32> {
+    let mut parents = HashMap::new();
+    let mut held = Vec::new();
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let name = process.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let stat = fs::read_to_string(process.path().join("stat")).unwrap_or_default();
+        // PID (NAME) STATE PARENT ...; a name may have parentheses.
+        let parent = stat.rsplit_once(") ").and_then(|(_, rest)| {
+            let word = rest.split(' ').nth(1)?;
+            word.parse::<u32>().ok()
+        });
+        parents.insert(pid, parent.unwrap_or(0));
+        let place = fs::read_to_string(process.path().join("wchan")).unwrap_or_default();
+        if place.contains("fanotify") {
+            held.push(pid);
+        }
+    }
+    let own = std::process::id();
+    let is_ours = |pid: &u32| {
+        let mut pid = *pid;
+        while pid > 1 && pid != own {
+            pid = parents.get(&pid).copied().unwrap_or(0);
+        }
+        pid == own
+    };
+    held.retain(is_ours);
+    held
 }
 
 /// It has not ended.

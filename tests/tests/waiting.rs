@@ -12,8 +12,8 @@ use hsm_tests::loopfs::Kind;
 use hsm_tests::stubs::{assert_reads, is_marked, release};
 use hsm_tests::system::{Setup, System};
 use hsm_tests::waiting::{
-    NOBODY, as_nobody, bring_back, files, open_to_all, passing_reader, queue, spool_empties,
-    still_waits, sum, take_away, text, wait_for_queue,
+    NOBODY, as_nobody, bring_back, files, held_programs, open_to_all, passing_reader, queue,
+    spool_empties, still_waits, sum, take_away, text, wait_for_queue,
 };
 use nix::sys::signal::Signal;
 
@@ -136,6 +136,11 @@ fn a_user_has_so_many_programs_that_wait() {
         .map(|number| (passing_reader(&paths[number], NOBODY), number))
         .collect();
     programs_wait(&system, 3);
+    let mut held = held_programs();
+    held.sort_unstable();
+    let mut started: Vec<u32> = waiters.iter().map(|(child, _)| child.id()).collect();
+    started.sort_unstable();
+    assert_eq!(held, started, "what the kernel says of who waits");
     // Of the same file, and of another one.
     for number in [0, WAITERS_MAX] {
         let since = Instant::now();
