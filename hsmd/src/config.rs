@@ -66,19 +66,21 @@ const STUB_MARKS_MAX_DEFAULT: KeyDefault = default("stub_marks_max", "100000");
 const RECALL_WAIT_DEFAULT: KeyDefault = default("recall_wait", "10m");
 const RECALL_WAITERS_MAX_DEFAULT: KeyDefault = default("recall_waiters_max", "4000");
 const RECALL_THREADS_DEFAULT: KeyDefault = default("recall_threads", "8");
+const REFILL_DEFAULT: KeyDefault = default("refill", "true");
 const RECALL_WAIT: RangeInclusive<Duration> = Duration::from_millis(100)..=DAY;
 const STUB_MARKS_MAX: RangeInclusive<i64> = 0..=10_000_000;
 const RECALL_WAITERS_MAX: RangeInclusive<i64> = 1..=400_000;
 const RECALL_THREADS: RangeInclusive<i64> = 1..=64;
 
 /// All defaults.
-pub const DEFAULTS: [KeyDefault; 13] = [
+pub const DEFAULTS: [KeyDefault; 14] = [
     MOUNT_OPTIONS_DEFAULT,
     PRE_ACCESS_DEFAULT,
     STUB_MARKS_MAX_DEFAULT,
     RECALL_WAIT_DEFAULT,
     RECALL_WAITERS_MAX_DEFAULT,
     RECALL_THREADS_DEFAULT,
+    REFILL_DEFAULT,
     SOCKET_DEFAULT,
     RPO_DEFAULT,
     SWEEP_INTERVAL_DEFAULT,
@@ -109,6 +111,8 @@ pub struct Config {
     pub recall_waiters_max: usize,
     /// Files recalled at once.
     pub recall_threads: usize,
+    /// What a disk made of stubs lacks comes back in the background.
+    pub refill: bool,
     /// Directory of the segments that some pool still lacks.
     pub spool: PathBuf,
     /// The SQLite file.
@@ -197,6 +201,7 @@ struct RawConfig {
     recall_wait: Option<Text>,
     recall_waiters_max: Option<Spanned<i64>>,
     recall_threads: Option<Spanned<i64>>,
+    refill: Option<bool>,
     spool: Option<Text>,
     catalog: Option<Text>,
     policies: Option<Text>,
@@ -260,6 +265,7 @@ impl Config {
             recall_wait: source.duration(raw.recall_wait, RECALL_WAIT_DEFAULT, &RECALL_WAIT)?,
             recall_waiters_max: source.count(raw.recall_waiters_max, RECALL_WAITERS_MAX_DEFAULT, &RECALL_WAITERS_MAX)?,
             recall_threads: source.count(raw.recall_threads, RECALL_THREADS_DEFAULT, &RECALL_THREADS)?,
+            refill: raw.refill.unwrap_or(true),
             spool: source.path_required(raw.spool, "spool", "add spool = \"/var/lib/hsmd/spool\", a directory that is not on the watched filesystem")?,
             catalog: source.path_required(raw.catalog, "catalog", "add catalog = \"/var/lib/hsmd/catalog.db\", a file that is not on the watched filesystem")?,
             policies: raw.policies.map(|text| source.path(text, "policies")).transpose()?,

@@ -186,10 +186,13 @@ impl Daemon {
             )
         })?;
         let log_id = catalog.log_id();
-        shared.taken_over.store(
-            !first.is_empty() && catalog.folded().is_some(),
-            Ordering::Relaxed,
-        );
+        let taken_over = !first.is_empty() && catalog.folded().is_some();
+        shared.taken_over.store(taken_over, Ordering::Relaxed);
+        // Before the log says so: a daemon that is killed in between takes it over once more.
+        if let Some(tier) = tier.as_ref().filter(|_| taken_over) {
+            tier.want_refill()
+                .map_err(|error| refuse("the list of stubs", error, "check the catalog's disk"))?;
+        }
         if !first.is_empty() {
             let _ = asked_out.send(Asked::Ops(first));
         }

@@ -473,6 +473,7 @@ impl Core for Service {
                     every_file: counts.everything,
                 }
             }),
+            refill: self.tier.as_ref().and_then(|tier| tier.refill()),
             space: self.space.status(),
             catalog: self.catalog_status(reader),
             memory_bytes: resident_bytes(),

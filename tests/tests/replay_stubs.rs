@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use hsm_tests::changes::{self, noise};
 use hsm_tests::compare::{Tree, assert_equal, ignore_holes};
-use hsm_tests::loopfs::{Kind, ROOMY_BYTES};
+use hsm_tests::loopfs::{Kind, LoopFs, ROOMY_BYTES, SMALL_BYTES};
+use hsm_tests::stubs::{is_marked, read_patiently, release_soon, wait_whole};
 use hsm_tests::system::{Setup, System};
 use hsm_tests::workload::{Workload, seed};
 
@@ -50,6 +53,7 @@ fn names_come_back_at_once(kind: Kind) {
     assert!(stubs_in(&system, fresh.root()) > 10);
 
     // The daemon takes it over, and gives everybody the bytes.
+    system.set("refill", "false");
     system.move_to(fresh);
     system.hand_over();
     system.start();
@@ -80,4 +84,165 @@ fn names_come_back_at_once_on_xfs() {
 #[test]
 fn names_come_back_at_once_on_btrfs() {
     names_come_back_at_once(Kind::Btrfs);
+}
+
+/// A stopped daemon whose log has these files, on the volumes only; and a disk of their stubs.
+fn stubs_of(kind: Kind, files: &[(String, Vec<u8>)], onto: u64) -> System {
+    let mut system = Setup::new(kind).start();
+    for (name, bytes) in files {
+        fs::write(system.at(name), bytes).expect("a file");
+    }
+    system.sync_all();
+    system.restart();
+    let _ = system.wait_for("the spool is empty", |status| {
+        status["spool"]["segments"] == 0 && status["spool"]["open_segment"].is_null()
+    });
+    system.stop();
+    let fresh = LoopFs::new(kind, onto);
+    let made = system.replay_from(&system.volumes(0), fresh.root(), &["--stubs", "--json"]);
+    assert_eq!(made.done().json()["stubs"], files.len());
+    system.move_to(fresh);
+    system.hand_over();
+    system
+}
+
+fn marked(system: &System, files: &[(String, Vec<u8>)]) -> usize {
+    let stubs = files.iter().filter(|(name, _)| is_marked(&system.at(name)));
+    stubs.count()
+}
+
+fn content_flows_back(kind: Kind) {
+    let file = |n: u64| {
+        let bytes = if n.is_multiple_of(500) {
+            1_500_000
+        } else {
+            2000
+        };
+        (format!("file{n}"), noise(n, bytes))
+    };
+    let files: Vec<_> = (0..2500).map(file).collect();
+    let all = files.len();
+    let mut system = stubs_of(kind, &files, SMALL_BYTES);
+
+    // Not where it is not wanted.
+    system.set("refill", "false");
+    system.start();
+    let released = system.at("file7");
+    assert!(read_patiently(&released) == files[7].1, "{kind}");
+    wait_whole(&released);
+    system.sync_all();
+    release_soon(&system, &released);
+    thread::sleep(Duration::from_secs(2));
+    assert!(system.status()["refill"].is_null());
+    assert_eq!(marked(&system, &files), all, "{kind}");
+    system.stop();
+
+    // The wish lasts, and outlives a worker.
+    system.set("refill", "true");
+    system.start();
+    // Who has a file open, for days perhaps, holds up nothing.
+    let used = system.at("file2400");
+    let open = fs::File::open(&used).expect("recalled");
+    let end = Instant::now() + Duration::from_mins(1);
+    while marked(&system, &files) + 10 > all {
+        assert!(Instant::now() < end, "{:#}", system.status());
+        thread::sleep(Duration::from_millis(20));
+    }
+    system.kill_process("worker");
+    assert!(marked(&system, &files) > 2, "{kind}: it was done already");
+    let end = Instant::now() + Duration::from_mins(1);
+    while marked(&system, &files) > 2 {
+        assert!(Instant::now() < end, "{:#}", system.status());
+        thread::sleep(Duration::from_millis(100));
+    }
+    let status = system.wait_for("it ends", |status| status["refill"].is_null());
+    assert_eq!(
+        status["notices"].as_array().map(Vec::len),
+        Some(0),
+        "{status:#}"
+    );
+    assert!(is_marked(&used), "{kind}: {} is used", used.display());
+    drop(open);
+    wait_whole(&used);
+    assert!(is_marked(&released), "{kind}: what was released stays so");
+    system.restart();
+    thread::sleep(Duration::from_secs(1));
+    assert!(is_marked(&released), "{kind}: what was released stays so");
+    for (name, bytes) in &files {
+        assert!(read_patiently(&system.at(name)) == *bytes, "{kind}: {name}");
+    }
+    system.check(&format!("{kind}: flowed back"));
+}
+
+#[test]
+fn content_flows_back_on_ext4() {
+    content_flows_back(Kind::Ext4);
+}
+
+#[test]
+fn content_flows_back_on_xfs() {
+    content_flows_back(Kind::Xfs);
+}
+
+#[test]
+fn content_flows_back_on_btrfs() {
+    content_flows_back(Kind::Btrfs);
+}
+
+/// While the volume is away it rests, and says so; then it goes on.
+#[test]
+fn what_flows_back_waits_for_the_volume() {
+    let files: Vec<_> = (0..50)
+        .map(|n| (format!("file{n}"), noise(n, 3000)))
+        .collect();
+    let mut system = stubs_of(Kind::Ext4, &files, SMALL_BYTES);
+    let volume = system.volumes(0).remove(0);
+    let away = volume.with_extension("away");
+    fs::rename(&volume, &away).expect("to take it away");
+    system.start();
+    let status = system.wait_for("it rests", |status| {
+        let rests = status["refill"]["rests"].to_string();
+        rests.contains("which is not here")
+    });
+    assert_eq!(status["refill"]["files"], 50, "{status:#}");
+    assert_eq!(status["released"]["wanted"], 0, "{status:#}");
+    let text = system.tierctl(&["status"]).text();
+    assert!(
+        text.contains("refill    50 files are still to flow back"),
+        "{text}"
+    );
+    fs::rename(&away, &volume).expect("to bring it back");
+    system.wait_for("it ends", |status| status["refill"].is_null());
+    assert_eq!(marked(&system, &files), 0);
+}
+
+/// A disk that is too small keeps a tenth of it free, and nothing is wrong.
+#[test]
+fn what_flows_back_leaves_room() {
+    let files: Vec<_> = (0..60u64)
+        .map(|n| (format!("file{n}"), noise(n, 1_000_000)))
+        .collect();
+    let mut system = stubs_of(Kind::Ext4, &files, 48 << 20);
+    system.start();
+    let status = system.wait_for("it rests", |status| {
+        let rests = status["refill"]["rests"].to_string();
+        rests.contains("it is filled up to 90 % only")
+    });
+    let left = status["refill"]["files"].as_u64().expect("a count");
+    assert!((20..60).contains(&left), "{status:#}");
+    assert_eq!(
+        status["notices"].as_array().map(Vec::len),
+        Some(0),
+        "{status:#}"
+    );
+    let stat = nix::sys::statvfs::statvfs(system.root()).expect("statvfs");
+    let used = stat.blocks() - stat.blocks_free();
+    let all = used + stat.blocks_available();
+    assert!((used * 100).div_ceil(all) <= 90, "{used} blocks of {all}");
+    // What is opened comes back all the same.
+    let (name, bytes) = files
+        .iter()
+        .find(|(name, _)| is_marked(&system.at(name)))
+        .expect("a stub");
+    assert!(read_patiently(&system.at(name)) == *bytes);
 }

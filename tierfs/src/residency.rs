@@ -14,6 +14,10 @@
 //! that have left the list since. So before files leave, the disk gets a new generation
 //! ([`crate::stub::DiskMark`]), and a list is complete for its own generation only.
 //!
+//! A disk that replay made of stubs is to get all its content back: that is kept here, too
+//! ([`Residency::want_refill`]). Of each stub the list says since when it is one, or that it was found as
+//! one. Only those that were found flow back: what somebody released since then, he wants released.
+//!
 //! Beside the stubs it has the flags that were taken off a file so that it can be recalled (immutable,
 //! append-only): with them nobody can write its mark, so this is where they are kept, durably, until the file
 //! has them again, durably.
@@ -48,6 +52,11 @@ const COMPLETE: &str = "complete";
 /// The disk's generation, and what it may have become.
 const CURRENT: &str = "generation";
 const NEXT: &str = "next";
+/// What was found released is to flow back.
+const REFILL: &str = "refill";
+
+/// Since when a stub is one that was found on the disk: nobody knows.
+const FOUND: i64 = 0;
 
 /// A stub on the list.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -212,19 +221,34 @@ impl Residency {
         run(&mut self.conn).map_err(|error| Error::sqlite(&self.path, doing, error))
     }
 
-    /// Puts files on the list. Durable when it returns: now they may get their marks.
+    /// Puts files on the list that are to be released. Durable when it returns: now they may get their marks.
     pub fn add(&mut self, stubs: &[Stub], now: i64) -> Result<(), Error> {
+        self.put(
+            stubs,
+            "INSERT INTO stub(file, handle, since_s) VALUES (?1, ?2, ?3)
+             ON CONFLICT(file) DO UPDATE SET handle = excluded.handle, since_s = excluded.since_s",
+            now,
+        )
+    }
+
+    /// Puts files on the list that were found to be stubs. Of one that is on it nothing new is known.
+    pub fn add_found(&mut self, stubs: &[Stub]) -> Result<(), Error> {
+        self.put(
+            stubs,
+            "INSERT INTO stub(file, handle, since_s) VALUES (?1, ?2, ?3)
+             ON CONFLICT(file) DO UPDATE SET handle = excluded.handle",
+            FOUND,
+        )
+    }
+
+    fn put(&mut self, stubs: &[Stub], sql: &str, since: i64) -> Result<(), Error> {
         for stub in stubs {
             self.unmarked.remove(stub);
             self.leaving.remove(stub);
         }
-        self.write(
-            "adding to the list of stubs",
-            "INSERT INTO stub(file, handle, since_s) VALUES (?1, ?2, ?3)
-             ON CONFLICT(file) DO UPDATE SET handle = excluded.handle",
-            stubs,
-            |stub| (number(stub.file), stub.handle.clone(), now),
-        )
+        self.write("adding to the list of stubs", sql, stubs, |stub| {
+            (number(stub.file), stub.handle.clone(), since)
+        })
     }
 
     /// An inode has lost its mark, or got none, or does not exist any more. The caller keeps everybody from
@@ -348,6 +372,81 @@ impl Residency {
             Some(Stub { file, handle })
         };
         Ok(rows.into_iter().filter_map(stub).collect())
+    }
+
+    // ---- what flows back -----------------------------------------------------------------------------
+
+    /// The disk was just made of stubs: what is found released on it is to flow back. Durable when it
+    /// returns.
+    pub fn want_refill(&mut self) -> Result<(), Error> {
+        self.set_meta(REFILL, "wanted")
+    }
+
+    /// Whether stubs that were found are to flow back.
+    pub fn wants_refill(&self) -> Result<bool, Error> {
+        Ok(self.meta(REFILL)?.is_some())
+    }
+
+    /// All that was to flow back has, or never will.
+    pub fn end_refill(&mut self) -> Result<(), Error> {
+        self.write(
+            "writing the list of stubs",
+            "DELETE FROM meta WHERE key = ?1",
+            &[REFILL],
+            |key| [*key],
+        )
+    }
+
+    /// Up to `limit` files beyond `after` that were found to be stubs, ascending. Some may be whole by now.
+    pub fn found(&self, after: Option<FileId>, limit: usize) -> Result<Vec<FileId>, Error> {
+        let sql = "SELECT file FROM stub WHERE file > ?1 AND since_s = ?2 ORDER BY file LIMIT ?3";
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.conn
+            .prepare_cached(sql)
+            .and_then(|mut stmt| {
+                stmt.query_map(params![after.map_or(0, number), FOUND, limit], |row| {
+                    row.get(0)
+                })?
+                .collect()
+            })
+            .map_err(self.fail("reading the list of stubs"))
+    }
+
+    /// How many were found to be stubs, and still are.
+    pub fn count_found(&self) -> Result<u64, Error> {
+        let sql = "SELECT count(*) FROM stub WHERE since_s = ?1";
+        let count: i64 = self
+            .conn
+            .query_row(sql, [FOUND], |row| row.get(0))
+            .map_err(self.fail("counting stubs"))?;
+        let gone = self.unmarked.len() + self.leaving.len();
+        Ok(u64::try_from(count)
+            .unwrap_or(0)
+            .saturating_sub(gone as u64))
+    }
+
+    /// A file that was found to be a stub, and still is one as far as is known.
+    pub fn get_found(&self, file: FileId) -> Result<Option<Stub>, Error> {
+        let stub = self
+            .conn
+            .prepare_cached("SELECT handle FROM stub WHERE file = ?1 AND since_s = ?2")
+            .and_then(|mut stmt| {
+                stmt.query_row([number(file), FOUND], |row| row.get(0))
+                    .optional()
+            })
+            .map_err(self.fail("reading the list of stubs"))?
+            .map(|handle| Stub { file, handle });
+        Ok(stub.filter(|stub| !self.unmarked.contains(stub) && !self.leaving.contains(stub)))
+    }
+
+    /// These are to flow back no more: from now on they are like files that somebody released.
+    pub fn pass_over(&mut self, files: &[FileId], now: i64) -> Result<(), Error> {
+        self.write(
+            "noting what does not flow back",
+            "UPDATE stub SET since_s = ?2 WHERE file = ?1",
+            files,
+            |file| (number(*file), now),
+        )
     }
 
     /// How many are on the list.
@@ -545,6 +644,44 @@ mod tests {
         assert!(list.prepare_to_leave().expect("noted").is_some());
         list.leave().expect("removed");
         assert_eq!(list.page(None, 9).expect("read"), [stub(1)]);
+    }
+
+    #[test]
+    fn what_was_found_flows_back_and_what_was_released_does_not() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("list");
+        let mut list = Residency::open(&path).expect("a list");
+        list.keep_for(&[1; 16]).expect("noted");
+        assert!(!list.wants_refill().expect("read"));
+        list.want_refill().expect("noted");
+        list.add(&[stub(2)], 5)
+            .expect("released before it was found");
+        let found = [stub(1), stub(2), stub(3), stub(4), stub(5)];
+        list.add_found(&found).expect("added");
+        list.add(&[stub(3)], 6).expect("whole, and released");
+        list.note_unmarked(stub(4));
+        list.pass_over(&[stub(5).file], 7).expect("noted");
+        drop(list);
+        let mut list = Residency::open(&path).expect("the same list");
+        list.keep_for(&[1; 16]).expect("the same");
+        assert!(list.wants_refill().expect("read"));
+        let left = [stub(1).file, stub(4).file];
+        assert_eq!(list.found(None, 9).expect("read"), left);
+        assert_eq!(list.found(Some(left[0]), 9).expect("read"), left[1..]);
+        assert_eq!(list.found(None, 1).expect("read"), left[..1]);
+        assert_eq!(list.count_found().expect("counted"), 2);
+        list.note_unmarked(stub(4));
+        assert_eq!(list.count_found().expect("counted"), 1);
+        assert_eq!(list.get_found(left[1]).expect("read"), None);
+        assert_eq!(list.get_found(left[0]).expect("read"), Some(stub(1)));
+        assert_eq!(list.get_found(stub(2).file).expect("read"), None);
+        list.add_found(&[stub(5)]).expect("found once more");
+        assert_eq!(list.get_found(stub(5).file).expect("read"), None);
+        list.end_refill().expect("noted");
+        assert!(!list.wants_refill().expect("read"));
+        list.want_refill().expect("noted");
+        list.keep_for(&[2; 16]).expect("another disk");
+        assert!(!list.wants_refill().expect("read"));
     }
 
     #[test]

@@ -84,6 +84,8 @@ pub struct Status {
     pub unrestorable_files: u64,
     /// Release and recall; null where hsmd does not expose the filesystem.
     pub released: Option<ReleasedStatus>,
+    /// What flows back onto a disk that was made of stubs; null where nothing is to.
+    pub refill: Option<RefillStatus>,
     /// The room on the watched filesystem, and what keeps it; null where no rule has a watermark.
     pub space: Option<SpaceStatus>,
     /// The catalog.
@@ -103,6 +105,15 @@ pub struct ReleasedStatus {
     pub waiting: u64,
     /// The kernel asks about every file that is opened, not only about released ones.
     pub every_file: bool,
+}
+
+/// What a disk made of stubs (`replay --stubs`) lacks, and gets in the background.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RefillStatus {
+    /// Files that are still to flow back.
+    pub files: u64,
+    /// Why nothing flows now; null while it does.
+    pub rests: Option<String>,
 }
 
 /// What the daemon is at.

@@ -16,6 +16,7 @@ pub mod keeper;
 pub mod mark;
 mod mtime;
 pub mod recall;
+pub mod refill;
 pub mod release;
 pub mod residents;
 mod store;

@@ -27,7 +27,7 @@ use tierfs::residency::Residency;
 use tierfs::stub::{Stage, StubMark};
 use tierfs::{FileId, LogId};
 
-pub use self::queue::{Cancelled, Filling, Queued, Reached, Waits};
+pub use self::queue::{BACKGROUND, Cancelled, Filling, Queued, Reached, Waits};
 use self::queue::{Queue, State, There, Turn, Waiter, Wanted};
 use super::fill::{FillError, Filler};
 use super::mark::{self, Marked};
@@ -178,7 +178,8 @@ impl Recall {
         let (mut files, mut programs) = (0, 0);
         for state in queue.states.values() {
             let waits = |waiter: &&Waiter| matches!(waiter, Waiter::Access { .. });
-            files += usize::from(matches!(state, State::Wanted(_)));
+            let wanted = matches!(state, State::Wanted(_)) && !state.is_background();
+            files += usize::from(wanted);
             programs += state.waiters().iter().filter(waits).count();
         }
         (files, programs)
@@ -225,7 +226,9 @@ impl Recall {
         self.want(queue, handle, uid, place, waiter);
     }
 
-    /// Somebody wants a file back. `tell` hears when it is whole and durable, or why not.
+    /// Somebody wants a file back. `tell` hears when it is whole and durable, or why not. Where that is
+    /// nobody ([`BACKGROUND`]), everybody else is served first, no room is made, and what may pass fails
+    /// at once, with EAGAIN.
     pub fn ask(
         &self,
         handle: &Handle,
@@ -270,6 +273,11 @@ impl Recall {
     ) {
         if let Some(State::Wanted(wanted)) = queue.states.get_mut(&handle) {
             wanted.waiters.push(waiter);
+            if uid != BACKGROUND {
+                queue.advance(&handle, Turn { uid, place });
+                drop(queue);
+                self.wake.notify_one();
+            }
             return;
         }
         queue.want(handle, Turn { uid, place }, vec![waiter]);
@@ -319,7 +327,7 @@ impl Recall {
                 .wake
                 .wait_timeout(queue, patience.max(Duration::from_millis(1)))
                 .unwrap_or_else(PoisonError::into_inner);
-            if rested.timed_out() && patience == REST {
+            if rested.timed_out() && patience == REST && queue.filling.is_empty() {
                 self.parts.fetcher.forget();
             }
         }
@@ -508,15 +516,24 @@ impl Recall {
 
     fn failed(&self, handle: &Handle, error: &FillError) {
         let errno = error.errno();
-        let again = error.may_pass();
-        self.tell_failure(handle, error);
+        let away = error.may_pass();
+        let full = matches!(error, FillError::Full(_));
+        // Whoever asks in the background tells himself why he rests.
+        if !(self.is_background(handle) && (away || full)) {
+            self.tell_failure(handle, error);
+        }
         let mut queue = lock(&self.queue);
         queue.filling.remove(handle);
         let Some(State::Wanted(wanted)) = queue.states.get_mut(handle) else {
             return;
         };
         wanted.full_since = None;
-        let for_good = |waiter: &mut Waiter| !again || waiter.since().elapsed() >= self.parts.wait;
+        // No room was made for the background: who came meanwhile has that tried.
+        let background = wanted.waiters.iter().any(Waiter::is_background);
+        let again = away || (full && background);
+        let for_good = |waiter: &mut Waiter| {
+            !again || waiter.is_background() || waiter.since().elapsed() >= self.parts.wait
+        };
         let over: Vec<Waiter> = wanted.waiters.extract_if(.., for_good).collect();
         if wanted.waiters.is_empty() {
             queue.remove(handle);
@@ -526,9 +543,19 @@ impl Recall {
         drop(queue);
         self.wake.notify_one();
         let why = error.to_string();
+        // Disk and catalog may be well again, too.
+        let later = again || matches!(error, FillError::Sys(_) | FillError::Catalog(_));
         for waiter in over {
-            self.refuse(waiter, errno, &why);
+            let later = later && waiter.is_background();
+            self.refuse(waiter, if later { libc::EAGAIN } else { errno }, &why);
         }
+    }
+
+    /// Whether nobody waits for a file that is to come back by the way.
+    fn is_background(&self, handle: &Handle) -> bool {
+        let queue = lock(&self.queue);
+        let state = queue.states.get(handle);
+        state.is_some_and(State::is_background)
     }
 
     /// Says what cannot be recalled: that no copy is within reach, apart from what is worse.

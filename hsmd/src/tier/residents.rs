@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use tierfs::catalog::{self, Reader};
 use tierfs::residency::{Residency, Stub};
 use tierfs::stub::Stage;
-use tierfs::{FileId, LogId, Time};
+use tierfs::{FileId, LogId};
 
 use super::mark::{self, Marked};
 use crate::shared::{Shared, lock};
@@ -288,7 +288,7 @@ impl Residents {
         let reader = Reader::open(catalog)?;
         let mut found = Vec::new();
         let add = |found: &mut Vec<Stub>| -> Result<(), ResidentsError> {
-            lock(residency).add(found, Time::now().seconds)?;
+            lock(residency).add_found(found)?;
             found.clear();
             Ok(())
         };

@@ -13,12 +13,14 @@ use tierfs::{FileId, LogId};
 
 use super::mark::{self, Marked};
 use super::recall::{self, Outcome, Queued, Recall};
+use super::refill::{Daemons, Refill};
 use super::release::{self, Refused, Release, Released};
 use super::residents::{Residents, ResidentsError};
 use super::{Busy, Recalled, Vouched};
 use crate::board::Board;
 use crate::capture::hints::{Beside, Key, Look};
 use crate::config::Config;
+use crate::control::model::RefillStatus;
 use crate::doubts::Doubts;
 use crate::fetch::{self, Fetcher};
 use crate::policy::space::Space;
@@ -119,12 +121,24 @@ pub struct Tier {
     residency: Arc<Mutex<StubList>>,
     vouched: Arc<Vouched>,
     recalled: Arc<Recalled>,
+    /// `None`: the configuration says that nothing is to flow back.
+    refill: Option<Arc<Refill>>,
     link: Arc<OwnedFd>,
     catalog: PathBuf,
     log_id: LogId,
     fs_uuid: [u8; 16],
     threads: usize,
     settled: AtomicBool,
+}
+
+/// Where the content is.
+fn looks_at(config: &Config, log_id: LogId) -> fetch::Look {
+    let volumes: Vec<PathBuf> = config.volumes().map(ToOwned::to_owned).collect();
+    let spool = config.spool.clone();
+    Box::new(move || {
+        let sources = fetch::sources(&spool, &volumes, log_id);
+        sources.map(Arc::new).map_err(|error| error.to_string())
+    })
 }
 
 impl Tier {
@@ -162,12 +176,6 @@ impl Tier {
         let busy = Arc::new(Busy::default());
         let vouched = Arc::new(Vouched::default());
         let recalled = Arc::new(Recalled::default());
-        let volumes: Vec<PathBuf> = config.volumes().map(ToOwned::to_owned).collect();
-        let spool = config.spool.clone();
-        let look = move || {
-            let sources = fetch::sources(&spool, &volumes, log_id);
-            sources.map(Arc::new).map_err(|error| error.to_string())
-        };
         let link = Arc::new(inherited.link);
         let to_guard = link.clone();
         let answer = move |id: u64, answer: Answer| {
@@ -184,7 +192,7 @@ impl Tier {
                 log_id,
                 fetcher: Fetcher::new(
                     config.spool.clone(),
-                    Box::new(look),
+                    looks_at(config, log_id),
                     doubts.clone(),
                     FRAMES_KEPT,
                 ),
@@ -192,13 +200,21 @@ impl Tier {
                 busy: busy.clone(),
                 vouched: vouched.clone(),
                 recalled: recalled.clone(),
-                space,
+                space: space.clone(),
                 wait: config.recall_wait,
                 threads: config.recall_threads,
             },
             Box::new(answer),
         )?;
         recall.settle_seals();
+        let recall = Arc::new(recall);
+        let world = Daemons {
+            recall: recall.clone(),
+            catalog: config.catalog.clone(),
+            mount: mount.clone(),
+            space,
+        };
+        let refill = Refill::wanted(config, shared.clone(), list.clone(), world);
         let release = Release {
             shared: shared.clone(),
             board,
@@ -212,7 +228,8 @@ impl Tier {
         };
         Ok(Self {
             shared,
-            recall: Arc::new(recall),
+            recall,
+            refill,
             release,
             residents,
             residency: list,
@@ -240,6 +257,11 @@ impl Tier {
         bodies.push(("waits", Box::new(move || recall.tend())));
         let tier = self.clone();
         bodies.push(("marks", Box::new(move || tier.settle())));
+        if let Some(refill) = self.refill.clone() {
+            let tier = self.clone();
+            let ready = move || tier.settled.load(Ordering::Relaxed) && tier.shared.is_examined();
+            bodies.push(("refill", Box::new(move || refill.run(&ready))));
+        }
         bodies
     }
 
@@ -324,6 +346,16 @@ impl Tier {
         while !self.shared.stopping() && Instant::now() < end {
             self.shared.wait_for_progress(Duration::from_millis(200));
         }
+    }
+
+    /// This disk was just taken over: what it lacks is to flow back. Before [`Self::bodies`] begin.
+    pub fn want_refill(&self) -> Result<(), catalog::Error> {
+        lock(&self.residency).want_refill()
+    }
+
+    /// What is to flow back still; `None` where nothing is.
+    pub fn refill(&self) -> Option<RefillStatus> {
+        self.refill.as_ref().and_then(|refill| refill.status())
     }
 
     /// Ends the threads of [`Self::bodies`].

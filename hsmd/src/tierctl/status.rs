@@ -552,6 +552,17 @@ fn counters(status: &Status) -> String {
             ),
         );
     }
+    if let Some(refill) = &status.refill {
+        let files = some(refill.files, "file is", "files are");
+        let now = match &refill.rests {
+            Some(why) => format!("; it rests: {}", name(why)),
+            None => String::new(),
+        };
+        text += &line(
+            "refill",
+            &format!("{files} still to flow back in the background{now}"),
+        );
+    }
     if status.fuzzy_files + status.unrestorable_files > 0 {
         text += &line(
             "marked",

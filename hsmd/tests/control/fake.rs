@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use hsmd::control::client::Client;
 use hsmd::control::model::{
-    CatalogStatus, Event, EventCounts, Lag, Located, Pending, PoolStatus, ReleasedStatus,
-    SpaceState, SpaceStatus, SpoolStatus, State, Status, SweepStatus, SyncDone, SyncRequest,
-    VerifyDone, VerifyProgress, VolumeState, VolumeStatus,
+    CatalogStatus, Event, EventCounts, Lag, Located, Pending, PoolStatus, RefillStatus,
+    ReleasedStatus, SpaceState, SpaceStatus, SpoolStatus, State, Status, SweepStatus, SyncDone,
+    SyncRequest, VerifyDone, VerifyProgress, VolumeState, VolumeStatus,
 };
 use hsmd::control::server::{Access, Options, Server};
 use hsmd::control::when::When;
@@ -89,6 +89,10 @@ pub fn all_well() -> Status {
             wanted: 2,
             waiting: 3,
             every_file: false,
+        }),
+        refill: Some(RefillStatus {
+            files: 4321,
+            rests: None,
         }),
         space: Some(SpaceStatus {
             state: SpaceState::Releasing,

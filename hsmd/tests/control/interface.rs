@@ -133,6 +133,7 @@ fn samples() -> Vec<(&'static str, BTreeSet<String>)> {
             }),
         ),
         ("ReleasedStatus", keys(&status.released)),
+        ("RefillStatus", keys(&status.refill)),
         ("SpaceStatus", keys(&status.space)),
         ("PathName", keys(&path)),
         (

@@ -7,7 +7,7 @@ use tierfs::FileId;
 use tierfs::residency::Stub;
 use tierfs::stub::Stage;
 
-use super::{AGAIN, FillError, Queue, Recall, STUCK, State};
+use super::{AGAIN, FillError, Outcome, Queue, Recall, STUCK, State, Waiter};
 use crate::capture::hints::{Beside, Key, Look};
 use crate::shared::lock;
 use crate::sys::handle::{Handle, Opened, open_by_handle};
@@ -125,7 +125,7 @@ impl Recall {
             let waited = begun.elapsed() >= FORGET;
             let closed = queue.closed;
             let Queue { there, states, .. } = &mut *queue;
-            let awaited = |handle: &Handle| matches!(states.get(handle), Some(State::There { waiters, .. }) if !waiters.is_empty());
+            let awaited = |handle: &Handle| states.get(handle).is_some_and(State::is_awaited);
             let mut batch = Vec::new();
             let due = |(handle, due, sooner): &mut (Handle, Instant, bool)| {
                 closed || *due <= now || (*sooner && awaited(handle))
@@ -210,7 +210,19 @@ impl Recall {
     /// It is in use: once more later, or as soon as somebody waits for it.
     fn rest(&self, handle: Handle, sooner: bool) {
         let at = Instant::now() + IN_USE;
-        lock(&self.queue).there.push((handle, at, sooner));
+        let mut by_the_way = Vec::new();
+        let mut queue = lock(&self.queue);
+        if let Some(State::There { waiters, .. }) = queue.states.get_mut(&handle) {
+            // That may take days, and its bytes are there.
+            by_the_way.extend(waiters.extract_if(.., |waiter| waiter.is_background()));
+        }
+        queue.there.push((handle, at, sooner));
+        drop(queue);
+        for waiter in by_the_way {
+            if let Waiter::Asked { tell, .. } = waiter {
+                tell(Outcome::Whole { bytes: 0 });
+            }
+        }
     }
 
     /// Gives the files that are durable as they are now.

@@ -16,6 +16,11 @@ use crate::sys::permission::{Answer, Attempt};
 /// What a program hears whose recall is cancelled. Not EAGAIN: programs and NFS servers that try again at
 /// that would put the file into the queue again.
 pub const CANCELLED: i32 = libc::EIO;
+/// For whom a file comes back that nobody waits for: no user's number. His turn is when nobody else has one.
+pub const BACKGROUND: u32 = u32::MAX;
+/// Files that are filled for nobody at once. The other threads are there for whoever comes: he does not wait
+/// until a large file is through.
+const BACKGROUND_FILLS: usize = 2;
 
 /// A fill without a step for so long gets another thread beside it.
 pub(super) const STALLED: Duration = Duration::from_secs(5);
@@ -49,6 +54,11 @@ impl Waiter {
         match self {
             Self::Access { who: (_, uid), .. } | Self::Asked { uid, .. } => *uid,
         }
+    }
+
+    /// Nobody waits: the file comes back by the way.
+    pub(super) fn is_background(&self) -> bool {
+        self.uid() == BACKGROUND
     }
 
     fn seen(&self) -> Waits {
@@ -87,6 +97,16 @@ impl State {
         match self {
             Self::Wanted(Wanted { waiters, .. }) | Self::There { waiters, .. } => waiters,
         }
+    }
+
+    /// Whether somebody waits for it, and it does not only come back by the way.
+    pub(super) fn is_awaited(&self) -> bool {
+        !self.waiters().iter().all(Waiter::is_background)
+    }
+
+    /// Whether it only comes back by the way.
+    pub(super) fn is_background(&self) -> bool {
+        !self.waiters().is_empty() && !self.is_awaited()
     }
 
     pub(super) fn into_waiters(self) -> Vec<Waiter> {
@@ -222,6 +242,25 @@ impl Queue {
         self.todo.entry(uid).or_default().insert(key, handle);
     }
 
+    /// Somebody wants a file that was to come back by the way: it takes his turn.
+    pub(super) fn advance(&mut self, handle: &Handle, turn: Turn) {
+        match self.states.get_mut(handle) {
+            Some(State::Wanted(wanted)) if wanted.turn.uid == BACKGROUND => wanted.turn = turn,
+            _ => return,
+        }
+        let Some(files) = self.todo.get_mut(&BACKGROUND) else {
+            return;
+        };
+        let key = files.iter().find(|(_, other)| *other == handle);
+        if let Some(key) = key.map(|(key, _)| *key) {
+            files.remove(&key);
+            if files.is_empty() {
+                self.todo.remove(&BACKGROUND);
+            }
+            self.push(turn, handle.clone());
+        }
+    }
+
     /// No thread works on a wanted file any more, and it is tried again then.
     pub(super) fn put_off(&mut self, handle: &Handle, until: Instant) {
         self.filling.remove(handle);
@@ -255,10 +294,17 @@ impl Queue {
         for filling in self.filling.values().filter(moving) {
             *busy.entry(filling.uid).or_default() += 1;
         }
-        // One thread is always left to the others: large files may take hours.
+        // One thread is always left to the others: large files may take hours. What comes back by the way takes
+        // nobody's place.
         let most = self.threads.saturating_sub(1).max(1);
-        let may = |(uid, _): &(&u32, _)| busy.get(uid).is_none_or(|count| *count < most);
-        let mut after = self.todo.range(user.saturating_add(1)..);
+        let by_the_way = busy.get(&BACKGROUND).copied().unwrap_or(0);
+        let all: usize = busy.values().sum();
+        let may = |(uid, _): &(&u32, _)| match busy.get(uid) {
+            _ if **uid == BACKGROUND => by_the_way < BACKGROUND_FILLS && all < most,
+            None => true,
+            Some(count) => count + by_the_way < most,
+        };
+        let mut after = self.todo.range(user.saturating_add(1)..BACKGROUND);
         let uid = *after.find(may).or_else(|| self.todo.iter().find(may))?.0;
         let files = self.todo.get_mut(&uid)?;
         let next = files.range(at..).next().or_else(|| files.iter().next());
@@ -365,7 +411,10 @@ impl Recall {
         let queue = lock(&self.queue);
         let mut list = Vec::new();
         for (handle, state) in &queue.states {
-            let theirs = |waiter: &&Waiter| uid.is_none_or(|uid| waiter.uid() == uid);
+            let theirs = |waiter: &&Waiter| match uid {
+                Some(uid) => waiter.uid() == uid,
+                None => !waiter.is_background(),
+            };
             let waiters = state.waiters().iter().filter(theirs);
             let waiters: Vec<Waits> = waiters.map(Waiter::seen).collect();
             if uid.is_some() && waiters.is_empty() {
@@ -378,6 +427,10 @@ impl Recall {
                 }
                 (State::Wanted(_), None) => Reached::Wanted,
             };
+            // There may be very many, and status counts them.
+            if state.is_background() && !matches!(reached, Reached::Filling(_)) {
+                continue;
+            }
             list.push(Queued {
                 handle: handle.clone(),
                 reached,
@@ -404,7 +457,8 @@ impl Recall {
     }
 
     /// Whoever waits for these files (`None`: for any) gets an error at once: only who is of `uid`, where
-    /// that is given. What nobody waits for then is not fetched any more.
+    /// that is given. What nobody waits for then is not fetched any more. What comes back by the way is
+    /// meant only where it is named.
     pub fn cancel(&self, files: Option<&HashSet<Handle>>, uid: Option<u32>, by: u32) -> Cancelled {
         let (mut done, mut over, mut dropped) =
             (Cancelled::default(), Vec::new(), HashSet::<Handle>::new());
@@ -418,7 +472,10 @@ impl Recall {
             let waiters = state.waiters_mut();
             let unattended = wanted && waiters.is_empty();
             let before = over.len();
-            over.extend(waiters.extract_if(.., |waiter| uid.is_none_or(|uid| waiter.uid() == uid)));
+            over.extend(waiters.extract_if(.., |waiter| match uid {
+                Some(uid) => waiter.uid() == uid,
+                None => files.is_some() || !waiter.is_background(),
+            }));
             if over.len() == before && !(unattended && uid.is_none()) {
                 continue;
             }
@@ -483,5 +540,57 @@ impl Recall {
             _ => drop(queue),
         }
         self.is_well(handle);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn handle(n: u8) -> Handle {
+        Handle::from_bytes(&[1, 0, 0, 0, n]).expect("a handle")
+    }
+
+    fn want(queue: &mut Queue, n: u8, uid: u32) {
+        let place = u64::from(n);
+        queue.want(handle(n), Turn { uid, place }, Vec::new());
+    }
+
+    fn pop(queue: &mut Queue) -> Option<u8> {
+        queue.pop().map(|(handle, _)| handle.to_bytes()[4])
+    }
+
+    #[test]
+    fn the_background_gives_way_to_everybody() {
+        let mut queue = Queue {
+            threads: 8,
+            ..Queue::default()
+        };
+        for n in 1..=6 {
+            want(&mut queue, n, BACKGROUND);
+        }
+        want(&mut queue, 10, 0);
+        want(&mut queue, 11, 1000);
+        assert_eq!((pop(&mut queue), pop(&mut queue)), (Some(11), Some(10)));
+        assert_eq!((pop(&mut queue), pop(&mut queue)), (Some(1), Some(2)));
+        // Threads stay free for whoever comes.
+        assert_eq!(pop(&mut queue), None);
+        want(&mut queue, 12, 1000);
+        assert_eq!(pop(&mut queue), Some(12));
+        // Somebody opens what was to come by the way.
+        queue.advance(
+            &handle(5),
+            Turn {
+                uid: 1000,
+                place: 5,
+            },
+        );
+        assert_eq!(pop(&mut queue), Some(5));
+        for (done, next) in [(1, 6), (2, 3), (6, 4)] {
+            assert_eq!(pop(&mut queue), None);
+            queue.remove(&handle(done));
+            assert_eq!(pop(&mut queue), Some(next));
+        }
+        assert!(queue.todo.is_empty());
     }
 }

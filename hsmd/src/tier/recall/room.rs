@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{FillError, Filling, Handle, Recall, State};
+use super::{FillError, Filling, Handle, Recall, State, Waiter};
 use crate::policy::space::{Made, Whose};
 use crate::shared::lock;
 use crate::tier::Held;
@@ -30,7 +30,8 @@ impl Recall {
         loop {
             let result = fill();
             let full = match result {
-                Err(FillError::Full(full)) => full,
+                // Nothing is released for what nobody waits for.
+                Err(FillError::Full(full)) if !self.is_background(handle) => full,
                 result => return result,
             };
             let (whose, most) = if full.errno == libc::EDQUOT {
@@ -69,7 +70,9 @@ impl Recall {
             return false;
         };
         let since = *wanted.full_since.get_or_insert_with(Instant::now);
-        let soon = since.elapsed() < PATIENCE && self.parts.recalled.any_within(PATIENCE);
+        let awaited = !wanted.waiters.iter().all(Waiter::is_background);
+        let soon =
+            awaited && since.elapsed() < PATIENCE && self.parts.recalled.any_within(PATIENCE);
         // The next worker makes room for those who wait.
         let soon = soon || queue.closed || self.parts.shared.stopping();
         if soon {

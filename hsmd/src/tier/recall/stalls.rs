@@ -105,7 +105,9 @@ impl Recall {
             let error = FillError::Fetch(FetchError::Away(why));
             self.tell_failure(&handle, &error);
             for waiter in waiters {
-                self.refuse(waiter, error.errno(), &error.to_string());
+                let later = waiter.is_background();
+                let errno = if later { libc::EAGAIN } else { error.errno() };
+                self.refuse(waiter, errno, &error.to_string());
             }
         }
     }
