@@ -84,6 +84,31 @@ impl LoopFs {
     pub fn with_options(kind: Kind, bytes: u64, options: &[&str]) -> Self {
         let home = Home::for_images();
         let image = home.at("image");
+        Self::made(kind, bytes, options, home, image)
+    }
+
+    /// Makes one whose blocks lie in a store of this size, which others can fill up: what the filesystem has
+    /// discarded cannot be written then (as with thin provisioning).
+    pub fn thin(kind: Kind, bytes: u64, options: &[&str], store_bytes: u64) -> Self {
+        let home = Home::for_images();
+        let store = home.dir("store");
+        let size = format!("size={store_bytes}");
+        must(
+            Command::new("mount")
+                .args(["-t", "tmpfs", "-o", &size, "none"])
+                .arg(&store),
+        );
+        let image = store.join("image");
+        let fs = Self::made(kind, bytes, options, home, image);
+        must(
+            Command::new("fallocate")
+                .args(["-l", &bytes.to_string()])
+                .arg(&fs.image),
+        );
+        fs
+    }
+
+    fn made(kind: Kind, bytes: u64, options: &[&str], home: Home, image: PathBuf) -> Self {
         File::create(&image)
             .and_then(|file| file.set_len(bytes))
             .expect("an image file");

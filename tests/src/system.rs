@@ -30,6 +30,7 @@ pub struct Setup {
     exposed: bool,
     managed: bool,
     installed: bool,
+    store: Option<u64>,
     mkfs: &'static [&'static str],
     settings: Vec<(String, String)>,
 }
@@ -44,6 +45,7 @@ impl Setup {
             exposed: false,
             managed: false,
             installed: false,
+            store: None,
             mkfs: &[],
             settings: Vec::new(),
         };
@@ -96,6 +98,13 @@ impl Setup {
         self
     }
 
+    /// See [`LoopFs::thin`].
+    #[must_use]
+    pub fn thin(mut self, store_bytes: u64) -> Self {
+        self.store = Some(store_bytes);
+        self
+    }
+
     /// The daemon's program is a copy of its own, see [`System::install`].
     #[must_use]
     pub fn installed(mut self) -> Self {
@@ -108,7 +117,10 @@ impl Setup {
         let home = Home::new();
         let mut system = System {
             daemon: None,
-            fs: LoopFs::with_options(self.kind, self.bytes, self.mkfs),
+            fs: match self.store {
+                Some(store) => LoopFs::thin(self.kind, self.bytes, self.mkfs, store),
+                None => LoopFs::with_options(self.kind, self.bytes, self.mkfs),
+            },
             home,
             bytes: self.bytes,
             settings: self.settings,

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use hsm_tests::loopfs::Kind;
+use hsm_tests::loopfs::{Kind, must};
 use hsm_tests::stubs::{assert_reads, is_marked, release, release_soon, wait_whole};
 use hsm_tests::sys;
 use hsm_tests::system::{Setup, System};
@@ -306,4 +306,76 @@ fn deleted_stubs_leave_the_list() {
     for path in kept {
         assert_reads(path, &bytes_of(path), "it was kept");
     }
+}
+
+/// The disk takes recalled bytes and fails to write them, which the kernel tells once: nobody reads zeros when
+/// memory has let go of them.
+fn what_the_disk_refused(files: usize) {
+    const MIB: u64 = 1 << 20;
+    let system = Setup::new(Kind::Ext4)
+        .bytes(120 * MIB)
+        .mkfs(&["-E", "lazy_itable_init=0,nodiscard", "-J", "size=4"])
+        .thin(140 * MIB)
+        .exposed()
+        .start();
+    let paths: Vec<_> = (0..files)
+        .map(|number| system.at(format!("file{number}")))
+        .collect();
+    let bytes =
+        |path: &Path| hsm_tests::changes::noise(path.as_os_str().len() as u64, (24 << 20) / files);
+    for path in &paths {
+        fs::write(path, bytes(path)).expect("written");
+    }
+    system.sync_all();
+    for path in &paths {
+        release(&system, path);
+    }
+    must(Command::new("fstrim").arg(system.root()));
+    let ballast = system.fs().image().with_file_name("ballast");
+    let mut fill = File::create(&ballast).expect("ballast");
+    while std::io::Write::write_all(&mut fill, &vec![1; 1 << 16]).is_ok() {}
+    drop(fill);
+    // Some may find no room for what says where their bytes are.
+    let read: Vec<bool> = paths
+        .iter()
+        .map(|path| fs::read(path).is_ok_and(|found| found == bytes(path)))
+        .collect();
+    assert!(read.contains(&true), "none could be read");
+    system.wait_for("it is told", |status| {
+        status["notices"]
+            .to_string()
+            .contains("recalled files can be read")
+    });
+    thread::sleep(Duration::from_secs(3));
+    fs::remove_file(&ballast).expect("room again");
+    system.wait_for("it is well again", |status| {
+        !status["notices"]
+            .to_string()
+            .contains("recalled files can be read")
+    });
+    for path in &paths {
+        let file = File::open(path).expect("opened");
+        let _ = nix::fcntl::posix_fadvise(
+            &file,
+            0,
+            0,
+            nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED,
+        );
+    }
+    for path in &paths {
+        assert_reads(path, &bytes(path), "as the disk has it");
+    }
+    // The kernel tells it to everybody once.
+    let _ = system.tierctl(&["sync"]);
+    system.check("after the disk refused recalled bytes");
+}
+
+#[test]
+fn a_large_file_that_the_disk_refused_is_written_again() {
+    what_the_disk_refused(1);
+}
+
+#[test]
+fn many_files_that_the_disk_refused_are_written_again() {
+    what_the_disk_refused(12);
 }
