@@ -316,6 +316,7 @@ fn what_the_disk_refused(files: usize) {
         .bytes(120 * MIB)
         .mkfs(&["-E", "lazy_itable_init=0,nodiscard", "-J", "size=4"])
         .thin(140 * MIB)
+        .with("recall_wait", "\"3s\"")
         .exposed()
         .start();
     let paths: Vec<_> = (0..files)
