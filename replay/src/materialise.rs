@@ -321,6 +321,9 @@ impl Work<'_, '_> {
         let root = self.target.dirs.root().clone();
         let at_root =
             |doing: &'static str| move |error| Error::target(target.at(b""), doing, error);
+        if state.mode == Mode::Whole {
+            stubs::unmark_disk(&root).map_err(at_root("taking the mark of stubs off"))?;
+        }
         let remove = || {
             let removed = state.remove(&root);
             removed.map_err(at_root("removing the state of the replay from"))

@@ -65,6 +65,15 @@ fn mark_disk(log_id: LogId, root: &OwnedFd) -> io::Result<()> {
     Inode::Open(root.as_fd()).set_xattr(XATTR.as_bytes(), &mark.to_bytes())
 }
 
+/// No stubs are left of an earlier run, or of what was there before.
+pub fn unmark_disk(root: &OwnedFd) -> io::Result<()> {
+    let root = Inode::Open(root.as_fd());
+    match root.xattrs_and_mark()? {
+        (_, Some(_)) => root.remove_xattr(XATTR.as_bytes()),
+        _ => Ok(()),
+    }
+}
+
 /// Whether stubs may be made below `path`: the root of a filesystem that the daemon can take over whole.
 /// Nothing is changed.
 pub fn check_target(path: &Path) -> Result<(), Error> {

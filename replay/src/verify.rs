@@ -15,7 +15,7 @@ use tierfs::FileId;
 use tierfs::catalog::{Child, InodeRow, Queries};
 use tierfs::ids::{Hash, LogId};
 use tierfs::record::Kind;
-use tierfs::stub::StubMark;
+use tierfs::stub::{DiskMark, StubMark};
 
 use crate::dirs::{Dir, DirFds, DirNames};
 use crate::error::Error;
@@ -122,7 +122,9 @@ impl Work<'_> {
             self.attributes(&path, &inode, &stat);
             let mark = self.xattrs(&path, dir.file, &Inode::Open(fd.as_fd()))?;
             // The root directory's is that of the disk.
-            if mark.is_some() && dir.file != FileId::ROOT {
+            let of_disk =
+                |mark: &Vec<u8>| dir.file == FileId::ROOT && DiskMark::from_bytes(mark).is_ok();
+            if mark.is_some_and(|mark| !of_disk(&mark)) {
                 self.differs(path.clone(), "has a stub mark, and is no regular file");
             }
             self.flags(&path, &inode, &fd)?;

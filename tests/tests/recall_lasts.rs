@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use hsm_tests::loopfs::{Kind, must};
+use hsm_tests::program::{locate, run};
 use hsm_tests::stubs::{assert_reads, is_marked, release, release_soon, wait_whole};
 use hsm_tests::sys;
 use hsm_tests::system::{Setup, System};
@@ -379,4 +380,26 @@ fn a_large_file_that_the_disk_refused_is_written_again() {
 #[test]
 fn many_files_that_the_disk_refused_are_written_again() {
     what_the_disk_refused(12);
+}
+
+/// Without the three processes nobody would guard them.
+#[test]
+fn a_disk_with_stubs_is_refused_without_device() {
+    let mut system = start(Kind::Ext4);
+    let paths = released_files(&system, 2);
+    system.stop();
+    let text = fs::read_to_string(system.config()).expect("the configuration");
+    let kept = text.lines().filter(|line| !line.starts_with("device"));
+    let plain = system.home().at("plain.toml");
+    fs::write(&plain, kept.collect::<Vec<_>>().join("\n")).expect("written");
+    system.fs().mount();
+    let mut command = Command::new(locate("hsmd"));
+    command.arg("--config").arg(&plain);
+    let ran = run(command).with_code(2);
+    system.fs().unmount();
+    assert!(ran.text().contains("released files lie on it"), "{ran}");
+    system.start();
+    for path in &paths {
+        assert_reads(path, &bytes_of(path), "guarded again");
+    }
 }
