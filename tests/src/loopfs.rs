@@ -22,6 +22,9 @@ pub const SMALL_BYTES: u64 = 512 << 20;
 /// For workloads that write all the time: a btrfs that is half full spends minutes on making room.
 pub const ROOMY_BYTES: u64 = 4 << 30;
 
+/// So many loop devices are made anew at most, see [`LoopFs::device`]: there are not many more.
+const RENEWALS: usize = 50;
+
 /// The filesystems that hsmd watches.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
@@ -176,12 +179,20 @@ impl LoopFs {
 
     /// Its image as a block device, for hsmd to mount at [`Self::root`]. Must not be mounted.
     pub fn device(&self) -> LoopDevice {
-        let made = must(
-            Command::new("losetup")
-                .args(["--find", "--show"])
-                .arg(&self.image),
-        );
-        LoopDevice(PathBuf::from(made.trim_end()))
+        let mut tries = 0;
+        loop {
+            let made = must(
+                Command::new("losetup")
+                    .args(["--find", "--show"])
+                    .arg(&self.image),
+            );
+            let device = LoopDevice(PathBuf::from(made.trim_end()));
+            tries += 1;
+            if device.discards() || tries == RENEWALS {
+                return device;
+            }
+            device.renew();
+        }
     }
 
     /// Makes it an empty filesystem, with another UUID: the disk has died.
@@ -205,6 +216,24 @@ impl LoopDevice {
     /// Its node.
     pub fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// Whether what is discarded on it is given back by its image's file. A loop device that had a file which
+    /// could not do that keeps it off for all later ones.
+    fn discards(&self) -> bool {
+        let name = self.0.file_name().unwrap_or_default().to_string_lossy();
+        let limit = format!("/sys/block/{name}/queue/discard_max_bytes");
+        fs::read_to_string(limit).is_ok_and(|text| text.trim_end() != "0")
+    }
+
+    /// Detaches it, and has the kernel forget it: its number begins anew.
+    fn renew(self) {
+        let digits = self.0.to_string_lossy();
+        let number = digits.trim_start_matches(|c: char| !c.is_ascii_digit());
+        let number = number.parse().expect("a loop device's number");
+        drop(self);
+        // Others may have taken it at once.
+        let _ = crate::sys::forget_loop_device(number);
     }
 }
 

@@ -20,6 +20,7 @@ nix::ioctl_read!(fs_ioc_getflags, b'f', 1, c_long);
 nix::ioctl_write_ptr!(fs_ioc_setflags, b'f', 2, c_long);
 nix::ioctl_write_int_bad!(ficlone, 0x4004_9409);
 nix::ioctl_read!(fs_ioc_shutdown, b'X', 125, u32);
+nix::ioctl_write_int_bad!(loop_ctl_remove, 0x4c81);
 
 /// `chattr +S`: write synchronously.
 pub const SYNC_FL: u32 = 0x0000_0008;
@@ -160,6 +161,14 @@ pub fn cut_off(root: &File) -> io::Result<()> {
     let mut flags = 2;
     // SAFETY: despite its direction the call only reads an u32, which is live.
     unsafe { fs_ioc_shutdown(root.as_raw_fd(), &raw mut flags) }?;
+    Ok(())
+}
+
+/// Has the kernel forget a loop device that is free; the next one of this number is a new one.
+pub fn forget_loop_device(number: i32) -> io::Result<()> {
+    let control = File::open("/dev/loop-control")?;
+    // SAFETY: the ioctl takes a number and no pointer.
+    unsafe { loop_ctl_remove(control.as_raw_fd(), number) }?;
     Ok(())
 }
 
