@@ -59,13 +59,23 @@ pub fn release_soon(system: &System, path: &Path) {
     }
 }
 
-/// The bytes of a file. Who came while the guard was changed gets EAGAIN, and tries again.
+/// What programs get that waited for a guard which is gone, or came while there is none that can have an answer.
+pub const LATER: [i32; 2] = [libc::EAGAIN, libc::EBUSY];
+
+/// Whether a program that failed so may try again.
+pub fn is_for_later(error: &std::io::Error) -> bool {
+    error
+        .raw_os_error()
+        .is_some_and(|errno| LATER.contains(&errno))
+}
+
+/// The bytes of a file. Who came while the guard was changed tries again.
 pub fn read_patiently(path: &Path) -> Vec<u8> {
     let end = Instant::now() + LIMIT;
     loop {
         match fs::read(path) {
             Ok(bytes) => return bytes,
-            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && Instant::now() < end => {
+            Err(error) if is_for_later(&error) && Instant::now() < end => {
                 thread::sleep(Duration::from_millis(10));
             }
             Err(error) => panic!("{}: {error}", path.display()),

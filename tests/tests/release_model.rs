@@ -92,7 +92,7 @@ fn move_data(system: &System, seed: u64, over: &AtomicBool) -> u64 {
     released
 }
 
-/// Reads what is known, in random order; right bytes, or EAGAIN where the guard was killed.
+/// Reads what is known, in random order; right bytes, or EBUSY where the guard was killed.
 fn read_known(system: &System, seed: u64, over: &AtomicBool) {
     let mut random = StdRng::seed_from_u64(seed);
     while !over.load(Ordering::Relaxed) {

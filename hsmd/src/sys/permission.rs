@@ -80,6 +80,15 @@ pub enum Answer {
 }
 
 impl Answer {
+    /// Fails for a reason that will pass. Not EAGAIN for what is open already: programs take that of a `read`
+    /// for the end of the file (GNU tail, Python) and go on with half of it.
+    pub fn later(attempt: Attempt) -> Self {
+        Self::Deny(match attempt {
+            Attempt::Open | Attempt::Exec => libc::EAGAIN,
+            Attempt::Access(_) => libc::EBUSY,
+        })
+    }
+
     fn code(self) -> u32 {
         match self {
             Self::Allow => ALLOW,
@@ -294,10 +303,11 @@ impl PermissionGroup {
         }
     }
 
-    /// Answers all that a process which is gone has read and not answered, with EAGAIN. Before the
-    /// first read: afterwards the same numbers are this process's own. Gives how many there were.
+    /// Answers all that a process which is gone has read and not answered, with EBUSY, since nobody knows what
+    /// was attempted ([`Answer::later`]). Before the first read: afterwards the same numbers are this process's
+    /// own. Gives how many there were.
     pub fn sweep(&self) -> usize {
-        let code = Answer::Deny(libc::EAGAIN).code();
+        let code = Answer::Deny(libc::EBUSY).code();
         (0..NUMBERS)
             .filter(|number| self.answer_number(*number, code).is_ok())
             .count()

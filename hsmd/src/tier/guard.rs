@@ -195,7 +195,8 @@ impl Guard {
     /// Keeps an access for the worker.
     fn hold(&self, access: Access) {
         if self.refusing.load(Ordering::Relaxed) {
-            return self.answer(access, Answer::Deny(libc::EAGAIN));
+            let answer = Answer::later(access.attempt);
+            return self.answer(access, answer);
         }
         let uid = process::user_of(access.pid).unwrap_or(0);
         let id = self.next.fetch_add(1, Ordering::Relaxed);
@@ -206,9 +207,10 @@ impl Guard {
             tracing::warn!(
                 uid,
                 of_user,
-                "too many programs wait for released files: one more fails with EAGAIN"
+                "too many programs wait for released files: one more fails with EAGAIN, or EBUSY"
             );
-            return self.answer(access, Answer::Deny(libc::EAGAIN));
+            let answer = Answer::later(access.attempt);
+            return self.answer(access, answer);
         }
         *pending.by_user.entry(uid).or_default() += 1;
         let since = Instant::now();
@@ -269,7 +271,8 @@ impl Guard {
     fn give_up(&self) {
         let all = std::mem::take(&mut lock(&self.pending).all);
         for (_, waiting) in all {
-            self.answer(waiting.access, Answer::Deny(libc::EAGAIN));
+            let answer = Answer::later(waiting.access.attempt);
+            self.answer(waiting.access, answer);
         }
     }
 }
@@ -411,7 +414,7 @@ impl Supervisor {
         if left_behind > 0 {
             tracing::warn!(
                 left_behind,
-                "programs that waited for the guard before this one got EAGAIN"
+                "programs that waited for the guard before this one got EBUSY"
             );
         }
         let bell = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
