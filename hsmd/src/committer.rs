@@ -97,6 +97,13 @@ pub enum Asked {
     },
     /// A segment's copy was written, found or verified.
     Copy(CopyRow),
+    /// A value that concerns this machine only, see [`tierfs::catalog::Catalog::set_meta`].
+    Local {
+        /// Its name.
+        key: String,
+        /// The value.
+        value: Vec<u8>,
+    },
     /// Files are pinned, or not any more. Told when it is appended: the transaction, and how many of them
     /// it changed. Those that are gone meanwhile, or so already, are left out.
     Pins {
@@ -287,14 +294,15 @@ impl Committer {
         })
     }
 
-    /// What other threads want logged, and who is to be told then. Copies go straight into the catalog's
-    /// local table.
+    /// What other threads want logged, and who is to be told then. What concerns this
+    /// machine only goes straight into the catalog's local tables.
     fn asked(&mut self) -> Result<(Vec<Op>, Vec<Told>), Error> {
         let (mut ops, mut all_told) = (Vec::new(), Vec::new());
         while let Ok(asked) = self.parts.asked.try_recv() {
             match asked {
                 Asked::Ops(more) => ops.extend(more),
                 Asked::Copy(copy) => self.parts.catalog.set_copy(&copy)?,
+                Asked::Local { key, value } => self.parts.catalog.set_meta(&key, Some(&value))?,
                 Asked::Volume { serial, pool, path } => {
                     ops.push(crate::daemon::volume_op(serial, pool, &path));
                 }

@@ -664,6 +664,14 @@ impl Core for Service {
         self.config.policies.clone()
     }
 
+    fn note_rule(&self, name: &str, at: i64) {
+        self.remember_rule(name, at);
+    }
+
+    fn rule_ran(&self, name: &str) -> Option<i64> {
+        self.remembered_rule(name)
+    }
+
     fn usage(&self) -> Result<policies::decide::Usage, CoreError> {
         self.filesystem_usage()
     }

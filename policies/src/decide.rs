@@ -42,18 +42,17 @@ impl Usage {
     }
 }
 
-/// When a schedule is due next after it ran at `last` (`None`: never, as far as is known, and the daemon
-/// began at `begun`). `offset` is what local time is ahead of UTC, seconds.
-pub fn next_run(schedule: Schedule, last: Option<i64>, begun: i64, offset: i64) -> i64 {
+/// When a schedule is due next after it ran at `last`, or was first seen then. `offset` is what local time is
+/// ahead of UTC, seconds.
+pub fn next_run(schedule: Schedule, last: i64, offset: i64) -> i64 {
     match schedule {
         // Not at once after each start: a daemon that restarts often would do nothing else.
         Schedule::Every { seconds } => {
             let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
-            last.unwrap_or(begun).saturating_add(seconds)
+            last.saturating_add(seconds)
         }
         Schedule::Daily(at) => {
-            let after = last.unwrap_or(begun);
-            let local = after.saturating_add(offset);
+            let local = last.saturating_add(offset);
             let today = local.div_euclid(DAY) * DAY + i64::from(at.minutes()) * 60;
             let next = if today > local { today } else { today + DAY };
             next - offset
@@ -140,14 +139,14 @@ mod tests {
     #[test]
     fn schedules() {
         let every = Schedule::Every { seconds: 3600 };
-        assert_eq!(next_run(every, None, 1000, 0), 4600);
-        assert_eq!(next_run(every, Some(5000), 1000, 0), 8600);
+        assert_eq!(next_run(every, 1000, 0), 4600);
+        assert_eq!(next_run(every, i64::MAX, 0), i64::MAX);
         // 1970-01-02, 03:30 local time, an hour ahead of UTC.
         let daily = Schedule::Daily(TimeOfDay::parse("03:30").unwrap());
         let due = DAY + 2 * 3600 + 1800;
-        assert_eq!(next_run(daily, None, DAY, 3600), due);
-        assert_eq!(next_run(daily, Some(due), 0, 3600), due + DAY);
-        assert_eq!(next_run(daily, Some(due - 1), 0, 3600), due);
+        assert_eq!(next_run(daily, DAY, 3600), due);
+        assert_eq!(next_run(daily, due, 3600), due + DAY);
+        assert_eq!(next_run(daily, due - 1, 3600), due);
     }
 
     #[test]
@@ -183,7 +182,7 @@ mod tests {
             last in 0..1_i64 << 40, minutes in 0..1440_u16, offset in -50_000..50_000_i64,
         ) {
             let at = TimeOfDay::parse(&format!("{:02}:{:02}", minutes / 60, minutes % 60)).unwrap();
-            let next = next_run(Schedule::Daily(at), Some(last), 0, offset);
+            let next = next_run(Schedule::Daily(at), last, offset);
             prop_assert!(next > last && next <= last + DAY);
             prop_assert_eq!((next + offset).rem_euclid(DAY), i64::from(minutes) * 60);
         }

@@ -198,6 +198,35 @@ fn reading_is_seen_by_a_sweep() {
     assert_eq!(found(&system, "age(mtime) > days(30)"), ["read", "unread"]);
 }
 
+fn key(rule: &str) -> String {
+    format!("rule-ran/{rule}")
+}
+
+fn sql(system: &System, statement: &str) -> String {
+    let mut command = Command::new("sqlite3");
+    command
+        .args(["-cmd", ".timeout 5000"])
+        .arg(system.catalog())
+        .arg(statement);
+    run(command).done().stdout.trim().to_owned()
+}
+
+fn found_in_catalog(system: &System, key: &str) -> i64 {
+    let found = sql(
+        system,
+        &format!("SELECT hex(value) FROM local_meta WHERE key = '{key}'"),
+    );
+    i64::from_str_radix(&found, 16).unwrap_or(0)
+}
+
+/// When a rule ran last, or was seen first; waits until that is noted.
+fn last_run(system: &System, rule: &str) -> i64 {
+    eventually("it is noted when the rule ran", || {
+        found_in_catalog(system, &key(rule)) != 0
+    });
+    found_in_catalog(system, &key(rule))
+}
+
 #[test]
 fn rules_run_when_they_are_due() {
     let home = hsm_tests::home::Home::new();
@@ -211,7 +240,7 @@ condition = "path glob 'project/*'"
 high = 3
 "#;
     fs::write(&policy, rules).expect("a policy");
-    let system = Setup::new(Kind::Ext4)
+    let mut system = Setup::new(Kind::Ext4)
         .with("policies", &format!("{:?}", policy.display().to_string()))
         .start();
     write(&system, "project/a", 1000);
@@ -245,20 +274,29 @@ high = 3
         "{ran}"
     );
     assert_eq!(found(&system, "pinned"), ["project/a"]);
-    // Midnight has passed when the rule's time is a minute ago: at a time that comes, it runs by itself.
-    let every = rules.replace("high = 3", "every = \"1m\"");
+    // When it was seen first is remembered, and when it ran: what was due while nothing ran is made up for.
+    let seen = last_run(&system, "project-stays");
+    let every = rules.replace("high = 3", "every = \"20m\"");
     fs::write(&policy, every).expect("a policy");
     write(&system, "project/late", 1000);
     system.sync_all();
-    let end = Instant::now() + Duration::from_secs(150);
-    while found(&system, "pinned").len() < 2 {
-        assert!(
-            Instant::now() < end,
-            "the rule does not run: {:#}",
-            system.status()
-        );
-        thread::sleep(Duration::from_secs(1));
-    }
+    system.stop();
+    assert_eq!(found_in_catalog(&system, &key("project-stays")), seen);
+    let long_ago = seen - 3600;
+    sql(
+        &system,
+        &format!(
+            "UPDATE local_meta SET value = x'{long_ago:016x}' WHERE key = '{}'",
+            key("project-stays")
+        ),
+    );
+    system.start();
+    eventually("the rule makes up for it", || {
+        found(&system, "pinned").len() == 2
+    });
+    eventually("that is remembered", || {
+        last_run(&system, "project-stays") >= seen
+    });
     let notices: Value = system.status()["notices"].clone();
     assert!(
         !notices.to_string().contains("project-stays"),

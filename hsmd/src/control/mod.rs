@@ -82,6 +82,14 @@ pub trait Core: Send + Sync + 'static {
     /// The policy file, where the configuration names one.
     fn policy_file(&self) -> Option<PathBuf>;
 
+    /// Remembers that a rule ran at this time (seconds of Unix time), beyond the daemon's end.
+    fn note_rule(&self, _name: &str, _at: i64) {}
+
+    /// When a rule ran last, as far as that is remembered.
+    fn rule_ran(&self, _name: &str) -> Option<i64> {
+        None
+    }
+
     /// How full the watched filesystem is.
     fn usage(&self) -> Result<::policies::decide::Usage, CoreError>;
 

@@ -1,8 +1,8 @@
 //! The thread that runs rules when they are due.
 //!
 //! It looks at the clock and at the spool once a second, and reads the policy file when that has changed.
-//! While the file has a fault no rule runs, and status says so. When each rule ran last is remembered only
-//! as long as the daemon runs. Watermarks are not its business: a rule may run for hours, and a disk that
+//! While the file has a fault no rule runs, and status says so. When each rule ran last is remembered in
+//! the catalog, for this machine only: what was due while the daemon did not run is made up for. Watermarks are not its business: a rule may run for hours, and a disk that
 //! fills does not wait ([`super::watch`]).
 
 use std::collections::HashMap;
@@ -31,7 +31,6 @@ pub struct Engine {
     core: Arc<dyn Core>,
     shared: Arc<Shared>,
     file: PolicyFile,
-    begun: i64,
     last: HashMap<String, i64>,
     rests: HashMap<String, Instant>,
 }
@@ -43,7 +42,6 @@ impl Engine {
             core,
             shared,
             file: PolicyFile::new(file),
-            begun: unix_now(),
             last: HashMap::new(),
             rests: HashMap::new(),
         }
@@ -84,18 +82,33 @@ impl Engine {
         }
     }
 
-    fn is_due(&self, rule: &Rule) -> bool {
+    fn is_due(&mut self, rule: &Rule) -> bool {
         let rests = self.rests.get(&rule.name);
         if rests.is_some_and(|until| Instant::now() < *until) {
             return false;
         }
-        let last = self.last.get(&rule.name).copied();
         let by_clock = rule.schedule.is_some_and(|schedule| {
-            unix_now() >= next_run(schedule, last, self.begun, local_offset())
+            unix_now() >= next_run(schedule, self.last(&rule.name), local_offset())
         });
         let spool_full =
             rule.spool_full && self.shared.troubles().iter().any(|(key, _)| key == "spool");
         by_clock || spool_full
+    }
+
+    /// When a rule ran last; one that never did counts from when it was first seen.
+    fn last(&mut self, name: &str) -> i64 {
+        if let Some(last) = self.last.get(name) {
+            return *last;
+        }
+        let now = unix_now();
+        let known = self.core.rule_ran(name);
+        if known.is_none() {
+            self.core.note_rule(name, now);
+        }
+        // A clock that was ahead must not keep the rule from running.
+        let last = known.map_or(now, |known| known.min(now));
+        self.last.insert(name.to_owned(), last);
+        last
     }
 
     fn run_rule(&mut self, policy: &Policy, rule: &Rule, cancelled: &Arc<AtomicBool>) {
@@ -119,7 +132,9 @@ impl Engine {
             }
             ControlFlow::Continue(())
         });
-        self.last.insert(rule.name.clone(), unix_now());
+        let now = unix_now();
+        self.last.insert(rule.name.clone(), now);
+        self.core.note_rule(&rule.name, now);
         let rest = !matches!(&done, Ok(done) if done.files > done.failed);
         if rest {
             self.rests.insert(rule.name.clone(), Instant::now() + REST);

@@ -8,6 +8,7 @@ use crossbeam_channel::{RecvTimeoutError, bounded};
 use nix::sys::statvfs::fstatvfs;
 use policies::Action;
 use policies::decide::Usage;
+use tierfs::catalog::Reader;
 use tierfs::files::{self, Files, View};
 use tierfs::{FileId, Lsn, Time};
 
@@ -57,6 +58,19 @@ impl Service {
             used: used.saturating_mul(block).saturating_add(unwritten),
             available: available - unwritten,
         })
+    }
+
+    pub(super) fn remember_rule(&self, name: &str, at: i64) {
+        let (key, value) = (rule_key(name), at.to_be_bytes().to_vec());
+        // Where nobody hears, the daemon stops.
+        let _ = self.asked.send(Asked::Local { key, value });
+        self.shared.wake();
+    }
+
+    pub(super) fn remembered_rule(&self, name: &str) -> Option<i64> {
+        let reader = Reader::open(&self.config.catalog).ok()?;
+        let value = reader.queries().meta(&rule_key(name)).ok()??;
+        Some(i64::from_be_bytes(value.try_into().ok()?))
     }
 
     pub(super) fn log_pins(
@@ -204,4 +218,9 @@ impl Service {
         let why = "not on every pool yet: `tierctl status` says which volume is wanted";
         Ok(files.iter().map(|file| (*file, why.to_owned())).collect())
     }
+}
+
+/// The name of the local value that says when a rule ran last.
+fn rule_key(name: &str) -> String {
+    format!("rule-ran/{name}")
 }
