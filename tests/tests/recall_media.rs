@@ -111,6 +111,29 @@ fn no_copy_within_reach(kind: Kind) {
     system.check(&format!("{kind}: after the volume was away"));
 }
 
+/// What a recalled file in use is compared with after a restart of the worker are the catalog's hashes.
+#[test]
+fn a_file_that_is_all_there_needs_no_volume() {
+    let mut system = Setup::new(Kind::Ext4)
+        .exposed()
+        .with("recall_wait", "\"1s\"")
+        .start();
+    let path = system.at("file");
+    let bytes = noise(7, BYTES + 777);
+    fs::write(&path, &bytes).expect("written");
+    spool_empties(&mut system);
+    release(&system, &path);
+    let user = fs::File::open(&path).expect("recalled");
+    assert!(is_marked(&path), "it is in use, and was finished");
+    let moved = take_away(&system, 0);
+    system.kill_process("worker");
+    assert_eq!(fs::read(&path).expect("no volume is needed"), bytes);
+    drop(user);
+    wait_whole(&path);
+    bring_back(moved);
+    system.check("a file in use over a restart while its volume is away");
+}
+
 #[test]
 fn who_waits_for_a_volume_waits_so_long_on_ext4() {
     no_copy_within_reach(Kind::Ext4);
