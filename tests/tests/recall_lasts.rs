@@ -311,7 +311,7 @@ fn deleted_stubs_leave_the_list() {
 
 /// The disk takes recalled bytes and fails to write them, which the kernel tells once: nobody reads zeros when
 /// memory has let go of them.
-fn what_the_disk_refused(files: usize) {
+fn what_the_disk_refused(files: usize, restart: bool) {
     const MIB: u64 = 1 << 20;
     let system = Setup::new(Kind::Ext4)
         .bytes(120 * MIB)
@@ -323,8 +323,9 @@ fn what_the_disk_refused(files: usize) {
     let paths: Vec<_> = (0..files)
         .map(|number| system.at(format!("file{number}")))
         .collect();
-    let bytes =
-        |path: &Path| hsm_tests::changes::noise(path.as_os_str().len() as u64, (24 << 20) / files);
+    let bytes = |path: &Path| {
+        hsm_tests::changes::noise(path.as_os_str().len() as u64, (24 << 20) / files + 777)
+    };
     for path in &paths {
         fs::write(path, bytes(path)).expect("written");
     }
@@ -349,6 +350,11 @@ fn what_the_disk_refused(files: usize) {
             .contains("recalled files can be read")
     });
     thread::sleep(Duration::from_secs(3));
+    if restart {
+        // The next one was told nothing.
+        system.kill_process("worker");
+        system.wait_until_it_answers();
+    }
     fs::remove_file(&ballast).expect("room again");
     system.wait_for("it is well again", |status| {
         !status["notices"]
@@ -374,12 +380,17 @@ fn what_the_disk_refused(files: usize) {
 
 #[test]
 fn a_large_file_that_the_disk_refused_is_written_again() {
-    what_the_disk_refused(1);
+    what_the_disk_refused(1, false);
 }
 
 #[test]
 fn many_files_that_the_disk_refused_are_written_again() {
-    what_the_disk_refused(12);
+    what_the_disk_refused(12, false);
+}
+
+#[test]
+fn another_worker_writes_again_what_the_disk_refused() {
+    what_the_disk_refused(12, true);
 }
 
 /// Without the three processes nobody would guard them.

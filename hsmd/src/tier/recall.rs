@@ -89,8 +89,8 @@ impl std::fmt::Display for Outcome {
 enum Filled {
     /// Its bytes are there.
     There(There),
-    /// It is no stub.
-    Whole,
+    /// It is no stub. It is out of the queue: these waited for it.
+    Whole(Option<State>),
     /// Its inode cannot be had: it is deleted.
     Gone,
 }
@@ -357,9 +357,9 @@ impl Recall {
         let result = self.fill_with_room(handle, held, fill, &|| filling.stops());
         match result {
             Ok(Filled::There(there)) => self.is_there(handle, there, errors),
-            Ok(Filled::Whole) => {
+            Ok(Filled::Whole(state)) => {
                 self.is_well(handle);
-                self.is_whole(handle, 0);
+                self.all_go_on(state, 0);
             }
             Ok(Filled::Gone) => {
                 self.is_well(handle);
@@ -379,7 +379,7 @@ impl Recall {
         }
     }
 
-    /// Fills the file.
+    /// Fills the file, which is held.
     fn fill(&self, handle: &Handle, filling: &Filling) -> Result<Filled, FillError> {
         if filling.stops() {
             return Err(FillError::Cancelled);
@@ -389,7 +389,8 @@ impl Recall {
             return Ok(Filled::Gone);
         };
         let (mut mark, original) = match mark::look(held.as_fd(), self.parts.log_id)? {
-            Marked::Whole => return Ok(Filled::Whole),
+            // While it is held: who comes later may find it released.
+            Marked::Whole => return Ok(Filled::Whole(lock(&self.queue).remove(handle))),
             Marked::Suspect(why) => return Err(FillError::Suspect(why)),
             Marked::Stub(mark) => (mark, None),
             Marked::Snapshot(original) => {
@@ -438,6 +439,8 @@ impl Recall {
             Ok(Opened::Stale) => Ok(None),
             Err(error) => Err(error.into()),
         };
+        // What another worker wrote of it may have been refused by the disk, and only that worker was told.
+        let doubtful = mark.stage != Stage::Rests;
         let sealed = mark.seals.0 != 0;
         if let (Err(_), Some(original)) = (&filled, &original) {
             self.stays_a_snapshot(held.as_fd(), original)?;
@@ -446,6 +449,7 @@ impl Recall {
             Filled::There(There {
                 bytes,
                 sealed,
+                doubtful,
                 ..there
             })
         }))
@@ -506,6 +510,11 @@ impl Recall {
 
     fn is_whole(&self, handle: &Handle, bytes: u64) {
         let state = lock(&self.queue).remove(handle);
+        self.all_go_on(state, bytes);
+    }
+
+    /// Who waited for a file that is whole.
+    fn all_go_on(&self, state: Option<State>, bytes: u64) {
         for waiter in state.map_or(Vec::new(), State::into_waiters) {
             match waiter {
                 Waiter::Access { id, .. } => (self.answer)(id, Answer::Allow),

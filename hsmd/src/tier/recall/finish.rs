@@ -158,6 +158,13 @@ impl Recall {
         let root = self.parts.mount.root();
         let mut open = Vec::new();
         for (handle, awaited) in batch {
+            // Also where it is in use: what memory lets go of would be read from the disk.
+            if self.is_doubtful(&handle)
+                && let Err(error) = self.write_again(&handle)
+            {
+                self.put_off(handle, &error);
+                continue;
+            }
             match open_by_handle(root, handle.as_ref(), io::READ) {
                 // Taking the mark away changes the file's change time, and programs that read it (tar)
                 // take that for a change of the file: not before they are done.
@@ -175,20 +182,8 @@ impl Recall {
                 Err(error) => self.put_off(handle, &error.into()),
             }
         }
-        let mut written = Vec::new();
-        for file in open {
-            let doubtful = self.is_doubtful(&file.handle);
-            match if doubtful {
-                self.write_again(&file.handle)
-            } else {
-                Ok(())
-            } {
-                Ok(()) => written.push(file),
-                Err(error) => self.put_off(file.handle, &error),
-            }
-        }
         let mut there = Vec::new();
-        for file in self.make_durable(written) {
+        for file in self.make_durable(open) {
             match self.set_there(&file) {
                 Ok(()) => there.push(file),
                 Err(error) => self.put_off(file.handle, &error),
@@ -196,11 +191,11 @@ impl Recall {
         }
         for file in self.make_durable(there) {
             match self.finish_one(&file) {
-                Ok(()) => {
+                Ok(finished) => {
                     let Finishing { handle, fd } = file;
                     // Who hears of it may release it at once, and then nobody is to have it open.
                     drop(fd);
-                    self.finished(&handle);
+                    self.finished(&handle, finished);
                 }
                 Err(error) => self.put_off(file.handle, &error),
             }
@@ -287,8 +282,9 @@ impl Recall {
         Ok(set?)
     }
 
-    /// The file is durable, and its mark says so durably.
-    fn finish_one(&self, Finishing { handle, fd }: &Finishing) -> Result<(), FillError> {
+    /// The file is durable, and its mark says so durably. It leaves the queue while it is held, so that no release
+    /// of it comes between: what is *there* in memory is never a stub again on the disk.
+    fn finish_one(&self, Finishing { handle, fd }: &Finishing) -> Result<Option<State>, FillError> {
         let _held = self.parts.busy.hold(handle);
         let marked = mark::look(fd.as_fd(), self.parts.log_id)?;
         // While it has its mark nobody writes; with the lease nobody does before the look at its time.
@@ -311,11 +307,12 @@ impl Recall {
             self.parts.vouched.note(handle, stat_of(fd.as_fd())?.ctime);
         }
         drop(alone);
-        Ok(self.parts.residents.unprotect(fd.as_fd())?)
+        self.parts.residents.unprotect(fd.as_fd())?;
+        Ok(lock(&self.queue).remove(handle))
     }
 
-    fn finished(&self, handle: &Handle) {
-        let (bytes, news) = match lock(&self.queue).states.get(handle) {
+    fn finished(&self, handle: &Handle, state: Option<State>) {
+        let (bytes, news) = match &state {
             Some(State::There { there, .. }) => (there.bytes, there.news),
             _ => (0, true),
         };
@@ -328,7 +325,7 @@ impl Recall {
         };
         let key = Key::Inode(handle.clone());
         self.parts.shared.note([(key, look, Beside::Nothing)]);
-        self.is_whole(handle, bytes);
+        self.all_go_on(state, bytes);
     }
 
     /// The file is right but cannot be made durable, or its mark not be taken away: tried again. Who waits
