@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{GuardArgs, Hsmd, WorkerArgs};
@@ -180,10 +181,8 @@ fn run(config: Config, args: &Hsmd, inherited: Option<Inherited>) -> ExitCode {
     };
     let stopper = daemon.stopper();
     std::thread::spawn(move || {
-        while matches!(signals.wait(), Ok(Signal::SIGHUP)) {
-            tracing::warn!(
-                "SIGHUP does nothing without `device` in the configuration: for an upgrade or another configuration, restart hsmd"
-            );
+        if let Err(error) = wait_for_end(&signals, alone) {
+            tracing::error!(%error, "signals cannot be read, the daemon stops");
         }
         stopper.stop();
     });
@@ -195,6 +194,30 @@ fn run(config: Config, args: &Hsmd, inherited: Option<Inherited>) -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(refusal) => refused(&[refusal]),
+    }
+}
+
+/// Waits for the signal that ends the daemon. A worker is ended by its guard only: a terminal's Ctrl-C, `killall`
+/// and the shutdown of many systems go to everybody, and what changes until the filesystem is unmounted is to
+/// be logged.
+fn wait_for_end(signals: &SigSet, alone: bool) -> nix::Result<()> {
+    let guard = std::os::unix::process::parent_id();
+    let fd = SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC)?;
+    loop {
+        let Some(info) = fd.read_signal()? else {
+            continue;
+        };
+        let signal =
+            i32::try_from(info.ssi_signo).map_or(Err(nix::Error::EINVAL), Signal::try_from)?;
+        match signal {
+            Signal::SIGHUP => tracing::warn!(
+                "SIGHUP does nothing without `device` in the configuration: for an upgrade or another configuration, restart hsmd"
+            ),
+            _ if alone || info.ssi_pid == guard => return Ok(()),
+            _ => {
+                tracing::info!(%signal, "only the keeper stops this: signal that, or use `systemctl stop`");
+            }
+        }
     }
 }
 

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use hsm_tests::compare::{Tree, assert_equal};
 use hsm_tests::loopfs::Kind;
 use hsm_tests::system::{Setup, System};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -419,8 +421,14 @@ fn stubs_outlive_a_restart_and_stopping_waits_for_users() {
         .current_dir(&root)
         .spawn()
         .expect("sleep");
-    system.daemon().signal(nix::sys::signal::Signal::SIGTERM);
+    // As a terminal's Ctrl-C and `killall` do it: guard and worker go on until nobody uses the filesystem.
+    let workers = system.processes("worker");
+    for pid in system.processes("guard").into_iter().chain(workers.clone()) {
+        kill(Pid::from_raw(pid), Signal::SIGTERM).expect("told");
+    }
+    system.daemon().signal(Signal::SIGTERM);
     thread::sleep(Duration::from_millis(700));
+    assert_eq!(system.processes("worker"), workers);
     assert_eq!(
         fs::read(system.at("kept")).expect("read while it stops"),
         noise(5, 100_000)
