@@ -43,6 +43,8 @@ const JOBS_MAX: usize = 2000;
 const CATALOG_COMMIT: Duration = Duration::from_secs(5);
 /// The catalog's file is synced at most this often.
 const CATALOG_FLUSH: Duration = Duration::from_secs(15);
+/// After the start what is copied already leaves the spool sooner.
+const FIRST_FLUSH: Duration = Duration::from_secs(1);
 /// A sync that only serves throughput waits this long for more to sync.
 const SYNC_PAUSE: Duration = Duration::from_millis(50);
 /// With less room than this, the catalog is committed before each transaction.
@@ -169,7 +171,7 @@ pub struct Committer {
     untold: Vec<Vec<u8>>,
     untold_count: usize,
     local: bool,
-    last_flush: Instant,
+    next_flush: Instant,
     flushed: Option<Lsn>,
     next_take: Instant,
 }
@@ -191,7 +193,7 @@ impl Committer {
             untold: Vec::new(),
             untold_count: 0,
             local: false,
-            last_flush: now,
+            next_flush: now + FIRST_FLUSH,
             flushed: None,
             next_take: now,
             parts,
@@ -281,8 +283,7 @@ impl Committer {
         let commit = self
             .uncommitted()
             .then(|| self.last_commit + CATALOG_COMMIT);
-        let flush = (self.flushed != self.folded && !self.uncommitted())
-            .then(|| self.last_flush + CATALOG_FLUSH);
+        let flush = (self.flushed != self.folded && !self.uncommitted()).then_some(self.next_flush);
         // Workers that get no processor raise no event.
         let behind = (self.examiner.under_way() > 0).then(|| now + BEHIND_LOOK);
         let next = [hint, sync, seal, commit, flush, behind]
@@ -630,7 +631,7 @@ impl Committer {
 
     /// Now and then the catalog's file is synced, so that segments may leave the spool.
     fn flush_catalog_if_due(&mut self) -> Result<(), Error> {
-        let due = self.flushed != self.folded && self.last_flush.elapsed() >= CATALOG_FLUSH;
+        let due = self.flushed != self.folded && Instant::now() >= self.next_flush;
         if due && !self.uncommitted() {
             self.flush_catalog()?;
         }
@@ -638,7 +639,7 @@ impl Committer {
     }
 
     fn flush_catalog(&mut self) -> Result<(), Error> {
-        self.last_flush = Instant::now();
+        self.next_flush = Instant::now() + CATALOG_FLUSH;
         self.flushed = self.folded;
         let _ = self.parts.catalog_synced.send(self.parts.catalog.sync()?);
         Ok(())
