@@ -23,6 +23,8 @@ const EVENTS_KEPT: usize = 4096;
 
 /// Ages of transactions kept; of more, neighbours share the older one's.
 const AGES_KEPT: usize = 4096;
+/// Of what changes all the time the journal hears so often.
+const TELL_AGAIN: Duration = Duration::from_secs(30);
 /// A failed transaction that is tried again and again is trouble after this time.
 const REFUSED_FOR: Duration = Duration::from_mins(1);
 
@@ -74,6 +76,8 @@ struct Kept {
     trouble: Trouble,
     /// When it was last met.
     met: Instant,
+    /// When the journal was told of it.
+    told: Instant,
 }
 
 /// Since when the oldest change waited that a transaction, or a later one, brought into the log. LSNs
@@ -353,30 +357,50 @@ impl Shared {
         why: impl Into<String>,
         todo: impl Into<String>,
     ) {
-        let (what, why, todo) = (what.into(), why.into(), todo.into());
+        let trouble = Trouble {
+            what: what.into(),
+            why: why.into(),
+            todo: todo.into(),
+            severe,
+            since: Time::now(),
+        };
+        self.note_trouble(key, trouble, Duration::ZERO);
+    }
+
+    /// The same for what changes with every moment, such as a number: where it is known already, the journal hears
+    /// of it now and then.
+    pub fn lasting_trouble(&self, key: &str, trouble: Trouble) {
+        self.note_trouble(key, trouble, TELL_AGAIN);
+    }
+
+    fn note_trouble(&self, key: &str, mut trouble: Trouble, tell_again: Duration) {
+        let now = Instant::now();
         let mut troubles = lock(&self.troubles);
-        let mut since = Time::now();
-        if let Some(Kept { trouble, met }) = troubles.get_mut(key) {
-            *met = Instant::now();
-            since = trouble.since;
-            if (&trouble.what, &trouble.why, &trouble.todo) == (&what, &why, &todo) {
+        let mut told = now;
+        if let Some(known) = troubles.get_mut(key) {
+            known.met = now;
+            trouble.since = known.trouble.since;
+            if known.trouble == trouble {
                 return;
             }
+            if now.duration_since(known.told) < tell_again {
+                told = known.told;
+            }
         }
-        tracing::warn!(key, "{what}: {why}; {todo}");
-        let trouble = Trouble {
-            what,
-            why,
-            todo,
-            severe,
-            since,
-        };
         let kept = Kept {
             trouble: trouble.clone(),
-            met: Instant::now(),
+            met: now,
+            told,
         };
         troubles.insert(key.to_owned(), kept);
         drop(troubles);
+        if told != now {
+            return;
+        }
+        let Trouble {
+            what, why, todo, ..
+        } = &trouble;
+        tracing::warn!(key, "{what}: {why}; {todo}");
         self.tell(&Event::Notice {
             time: When::now(),
             notice: trouble.notice(),

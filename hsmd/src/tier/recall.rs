@@ -10,13 +10,14 @@
 //! The queue is fair between users, and in the order of the log within a user's files.
 
 mod again;
+mod failing;
 mod finish;
 mod queue;
 mod room;
 mod seals;
 mod stalls;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -27,6 +28,7 @@ use tierfs::residency::Residency;
 use tierfs::stub::{Stage, StubMark};
 use tierfs::{FileId, LogId};
 
+use self::failing::Failing;
 pub use self::queue::{BACKGROUND, Cancelled, Filling, Queued, Reached, Waits};
 use self::queue::{Queue, State, There, Turn, Waiter, Wanted};
 use super::fill::{FillError, Filler};
@@ -46,11 +48,8 @@ use crate::sys::{Error, io, lease, space};
 const GATHER: Duration = Duration::from_millis(50);
 /// And where some were made durable a moment ago: while the filesystem commits its journal, recalls stand still.
 const GATHER_AGAIN: Duration = Duration::from_secs(1);
-/// The notices about files that cannot be recalled.
-const AWAY: &str = "recall-away";
-const BROKEN: &str = "recall-broken";
+/// The notice about recalled files that cannot be finished.
 const STUCK: &str = "recall-stuck";
-const FULL: &str = "recall-no-room";
 /// How long a recall that could not be served rests.
 const AGAIN: Duration = Duration::from_secs(1);
 /// How long a file is left to the release that works on it.
@@ -142,8 +141,8 @@ pub struct Recall {
     /// Threads beside the configured ones.
     spares: AtomicUsize,
     answer: AnswerTo,
-    /// What could not be recalled when it was tried last: the notice that tells it, and why.
-    failing: Mutex<HashMap<Handle, (&'static str, String)>>,
+    /// What could not be recalled when it was tried last.
+    failing: Mutex<Failing>,
     /// What is there and cannot be finished.
     stuck: Mutex<HashSet<Handle>>,
     /// Files without a name, not yet looked up in the list of stubs; and those on the list, until their
@@ -567,59 +566,13 @@ impl Recall {
         state.is_some_and(State::is_background)
     }
 
-    /// Says what cannot be recalled: that no copy is within reach, apart from what is worse.
-    fn tell_failure(&self, handle: &Handle, error: &FillError) {
-        let key = match error {
-            FillError::Full(_) => FULL,
-            error if error.may_pass() => AWAY,
-            _ => BROKEN,
-        };
-        let why = format!("{}: {error}", self.name_of(handle));
-        let mut failing = lock(&self.failing);
-        failing.insert(handle.clone(), (key, error.to_string()));
-        let count = failing.values().filter(|(other, _)| *other == key).count();
-        drop(failing);
-        if key == FULL {
-            self.parts.shared.trouble(
-                FULL,
-                false,
-                format!("{count} released files are wanted, and there is no room for them"),
-                why,
-                "make room: delete or unpin something, let a rule of the policy release more (hsm-policy(5)), or raise the quota; whoever opens the file again tries again",
-            );
-        } else if key == AWAY {
-            self.parts.shared.trouble(
-                AWAY,
-                false,
-                format!("{count} released files are wanted, and no copy of them is within reach"),
-                why,
-                "bring the volume that it names; who opens such a file waits as long as `recall_wait` says, and gets an error then",
-            );
-        } else {
-            self.parts.shared.trouble(
-                BROKEN,
-                true,
-                format!("{count} released files cannot be recalled"),
-                why,
-                "the file stays a stub, nothing is lost that the log has; see hsm(7), \"a file cannot be recalled\"",
-            );
-        }
-    }
-
     fn is_well(&self, handle: &Handle) {
         let mut stuck = lock(&self.stuck);
         if stuck.remove(handle) && stuck.is_empty() {
             self.parts.shared.well(STUCK);
         }
         drop(stuck);
-        let mut failing = lock(&self.failing);
-        let Some((key, _)) = failing.remove(handle) else {
-            return;
-        };
-        if failing.values().all(|(other, _)| *other != key) {
-            drop(failing);
-            self.parts.shared.well(key);
-        }
+        self.fails_no_more(handle);
     }
 
     fn name_of(&self, handle: &Handle) -> String {

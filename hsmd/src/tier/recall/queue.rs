@@ -404,10 +404,6 @@ pub struct Cancelled {
 impl Recall {
     /// The queue, who waits longest first; of one user only what he waits for, and nobody beside him.
     pub fn list(&self, uid: Option<u32>) -> Vec<Queued> {
-        let failing: HashMap<Handle, String> = lock(&self.failing)
-            .iter()
-            .map(|(handle, (_, why))| (handle.clone(), why.clone()))
-            .collect();
         let queue = lock(&self.queue);
         let mut list = Vec::new();
         for (handle, state) in &queue.states {
@@ -435,10 +431,15 @@ impl Recall {
                 handle: handle.clone(),
                 reached,
                 waiters,
-                error: failing.get(handle).cloned(),
+                error: None,
             });
         }
         drop(queue);
+        let failing = lock(&self.failing);
+        for queued in &mut list {
+            queued.error = failing.why(&queued.handle);
+        }
+        drop(failing);
         let longest = |file: &Queued| file.waiters.iter().map(|waits| waits.since).max();
         list.sort_by_key(|file| std::cmp::Reverse(longest(file)));
         list
