@@ -8,6 +8,7 @@ use hsm_tests::loopfs::Kind;
 use hsm_tests::stubs::{assert_reads, release};
 use hsm_tests::sys;
 use hsm_tests::system::Setup;
+use hsm_tests::waiting::{bring_back, passing_reader, spool_empties, still_waits, take_away, text};
 use nix::sys::signal::Signal;
 
 /// Files that nobody can open; more than the guard has readers at first.
@@ -87,4 +88,47 @@ fn a_service_manager_holds_accesses_while_nothing_of_hsmd_is_left() {
     system.check("killed under a service manager");
     drop(user);
     system.stop();
+}
+
+/// A program waits since before only stubs are asked about. The kernel keeps what it was asked about for as long,
+/// and whoever opens another released file meanwhile must be asked about all the same.
+#[test]
+fn who_waits_since_the_start_lets_nobody_else_pass() {
+    let mut system = Setup::new(Kind::Ext4).exposed().start();
+    let paths = ["first", "second"].map(|name| system.at(name));
+    for path in &paths {
+        fs::write(path, text(path).repeat(500)).expect("written");
+    }
+    spool_empties(&mut system);
+    for path in &paths {
+        release(&system, path);
+    }
+    let away = take_away(&system, 0);
+    system.stop();
+    system.start_unready();
+    let end = Instant::now() + STALL;
+    while !paths[0].exists() {
+        assert!(Instant::now() < end, "it is never mounted");
+        thread::sleep(Duration::from_millis(1));
+    }
+    let mut first = passing_reader(&paths[0], 0);
+    system.wait_until_it_answers();
+    system.wait_for("only stubs are asked about", |status| {
+        status["released"]["every_file"] == false
+    });
+    still_waits(&mut first, "who came first");
+    let second = passing_reader(&paths[1], 0);
+    thread::sleep(Duration::from_millis(500));
+    bring_back(away);
+    for (child, path) in [first, second].into_iter().zip(&paths) {
+        let read = child.wait_with_output().expect("ended");
+        assert!(read.status.success(), "{read:?}");
+        assert!(
+            read.stdout == text(path).repeat(500).as_bytes(),
+            "{}: {} bytes, zeros: {}",
+            path.display(),
+            read.stdout.len(),
+            read.stdout.iter().all(|byte| *byte == 0)
+        );
+    }
 }

@@ -33,6 +33,9 @@ const MARK_MOUNT: u32 = 0x10;
 const MARK_FILESYSTEM: u32 = 0x100;
 const MARK_EVICTABLE: u32 = 0x200;
 
+/// That something was executed, which no mark of this group asks about. It is rare: of what a mark ignores the
+/// kernel looks the mark up, and for reading or opening that would be at each call.
+const OPEN_EXEC: u64 = 0x1000;
 const OPEN_PERM: u64 = 0x1_0000;
 const OPEN_EXEC_PERM: u64 = 0x4_0000;
 const PRE_ACCESS: u64 = 0x10_0000;
@@ -200,7 +203,14 @@ impl PermissionGroup {
     }
 
     /// Ends [`Self::mark_filesystem`]; inodes that are marked stay so.
+    ///
+    /// The kernel's mark itself stays, and ignores an event that nobody asked for. One that was removed would
+    /// stay in the kernel's list as long as an access waits that was asked about because of it, and until then
+    /// every other access would pass without being asked about, whatever marks its inode has (Linux 6.18,
+    /// `fsnotify_prepare_user_wait`).
     pub fn unmark_filesystem(&self, root: BorrowedFd<'_>, asked: Asked) -> Result<(), Error> {
+        let keep = MARK_ADD | MARK_FILESYSTEM | MARK_IGNORED_MASK | MARK_IGNORED_SURV_MODIFY;
+        self.marked(keep, OPEN_EXEC, root, "fanotify_mark FAN_MARK_IGNORED_MASK")?;
         let flags = MARK_REMOVE | MARK_FILESYSTEM;
         match self.mark(flags, asked.mask(), root) {
             Err(error) if error.raw_os_error() != Some(libc::ENOENT) => {
