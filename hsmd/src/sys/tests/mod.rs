@@ -6,3 +6,4 @@ mod handles;
 mod metadata;
 mod mounts;
 mod parser;
+mod permission;
