@@ -1,15 +1,17 @@
 //! Holes, clones, leases and the page cache.
 
-#![allow(unsafe_code)] // mmap, to be a writer that raises no events
+#![allow(unsafe_code)] // mmap, to be a writer that raises no events; F_SETLEASE
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::sys::clone::clone_file;
 use crate::sys::io::{flush_range, read_at, syncfs};
-use crate::sys::lease::{ignore_sigio, nobody_writes};
+use crate::sys::lease::{WriteLease, ignore_sigio, nobody_writes};
 use crate::sys::pagecache::{CacheState, cached_pages, mincore};
 use crate::sys::seek::{Content, Range, ranges};
 use crate::sys::stat::stat_of;
@@ -118,6 +120,43 @@ fn a_lease_tells_of_writers() {
         // Given back: an opener for writing does not wait.
         drop(OpenOptions::new().write(true).open(fs.at("file")).unwrap());
         assert!(nobody_writes(open_dir(fs.root()).as_fd()).is_err());
+    }
+}
+
+/// Who opens a leased file waits, and from then on the lease says that it holds no more: nothing may be done
+/// on the strength of it. The signal that the kernel sends to its holder then would end this process.
+#[test]
+fn a_lease_that_somebody_waits_for_does_not_hold() {
+    ignore_sigio().unwrap();
+    for kind in KINDS {
+        let fs = TestFs::new(kind);
+        let path = fs.at("file");
+        fs::write(&path, "x").unwrap();
+        let options = OpenOptions::new().read(true).write(true).to_owned();
+        let file = options.open(&path).unwrap();
+        let other = File::open(&path).unwrap();
+        assert!(WriteLease::take(file.as_fd()).unwrap().is_none(), "{kind}");
+        drop(other);
+        let lease = WriteLease::take(file.as_fd()).unwrap().unwrap();
+        assert!(lease.holds(), "{kind}");
+        let opener = thread::spawn(move || File::open(path));
+        let end = Instant::now() + Duration::from_secs(30);
+        while lease.holds() {
+            assert!(
+                Instant::now() < end,
+                "{kind}: it holds though somebody waits"
+            );
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert!(!opener.is_finished(), "{kind}: it did not wait");
+        drop(lease);
+        drop(opener.join().unwrap().unwrap());
+        // One that the kernel took away, as it does after a time, does not hold either.
+        let lease = WriteLease::take(file.as_fd()).unwrap().unwrap();
+        // SAFETY: F_SETLEASE takes an int and no pointer.
+        let taken = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
+        assert_eq!(taken, 0, "{kind}");
+        assert!(!lease.holds(), "{kind}: it was taken away");
     }
 }
 
