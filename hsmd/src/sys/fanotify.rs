@@ -27,7 +27,7 @@ const MARK_MOUNT: u32 = 0x10;
 const MARK_IGNORED_MASK: u32 = 0x20;
 const MARK_IGNORED_SURV_MODIFY: u32 = 0x40;
 /// Size of `struct fanotify_event_metadata`.
-const METADATA_BYTES: usize = 24;
+pub(super) const METADATA_BYTES: usize = 24;
 /// Size of `struct fanotify_event_info_header`.
 pub(super) const INFO_HEADER_BYTES: usize = 4;
 /// Header, filesystem id, and the two numbers before a handle's bytes.

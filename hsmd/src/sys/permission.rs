@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use fanotify::low_level::{fanotify_init, fanotify_mark};
 
-use super::fanotify::{INFO_HEADER_BYTES, Metadata, chunk, malformed};
+use super::fanotify::{INFO_HEADER_BYTES, METADATA_BYTES, Metadata, chunk, malformed};
 use super::{Error, process};
 
 const CLASS_PRE_CONTENT: u32 = 0x8;
@@ -46,8 +46,12 @@ const ALLOW: u32 = 1;
 const DENY: u32 = 2;
 /// The numbers that an event's descriptor can have: the most that a process may have open here.
 const NUMBERS: i32 = 524_288;
-/// A buffer for some hundred events.
-pub const BUFFER_BYTES: usize = 16 * 1024;
+/// For any event.
+pub const BUFFER_BYTES: usize = 4096;
+/// The sizes of events as they are known, without and with a range; and room for what is not known yet.
+const EVENT_BYTES: [usize; 3] = [METADATA_BYTES, METADATA_BYTES + RANGE_BYTES, BUFFER_BYTES];
+/// Size of `struct fanotify_event_info_range`.
+const RANGE_BYTES: usize = 24;
 
 /// What a program is about to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -263,11 +267,21 @@ impl PermissionGroup {
         }
     }
 
-    /// Reads who waits. Empty: nobody, or nobody who could be told of. An error means that the group
-    /// cannot be read at all; every other failure concerns a single access, which the kernel has
-    /// denied.
-    pub fn read(&self, buf: &mut [u8]) -> Result<Vec<Access>, Error> {
-        match nix::unistd::read(&self.fd, buf) {
+    /// Reads who waits, one program at a time: the call stalls while somebody holds a lease on the file, and
+    /// whoever was read before by the same call would have no answer until then. Empty: nobody, or nobody
+    /// who could be told of. An error means that the group cannot be read at all; every other failure concerns
+    /// a single access, which the kernel has denied.
+    pub fn read(&self, buf: &mut [u8; BUFFER_BYTES]) -> Result<Vec<Access>, Error> {
+        let mut read = Err(nix::Error::EINVAL);
+        for bytes in EVENT_BYTES {
+            let room = buf.get_mut(..bytes).unwrap_or_default();
+            read = nix::unistd::read(&self.fd, room);
+            // EINVAL: the next event is longer.
+            if read != Err(nix::Error::EINVAL) {
+                break;
+            }
+        }
+        match read {
             Ok(length) => Ok(parse(buf.get(..length).unwrap_or_default())),
             Err(e @ (nix::Error::EBADF | nix::Error::EINVAL | nix::Error::EFAULT)) => {
                 Err(Error::call("read", "the permission group", e))

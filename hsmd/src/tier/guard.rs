@@ -32,7 +32,7 @@ use crate::sys::{Error, lease, process, xattr};
 const READERS: usize = 6;
 /// With so many stalled, the next accesses wait.
 const READERS_MAX: usize = 512;
-/// Enough for a reader: no recursion, its buffer is elsewhere. Locked memory.
+/// Enough for a reader: no recursion, a small buffer. Locked memory.
 const STACK_BYTES: usize = 128 * 1024;
 /// Descriptors that are never used for accesses.
 const RESERVED: u64 = 256;
@@ -104,7 +104,7 @@ impl Guard {
 
     /// A reader's body.
     fn read(self: &Arc<Self>) {
-        let mut buf = vec![0; BUFFER_BYTES];
+        let mut buf = [0; BUFFER_BYTES];
         loop {
             let mut arrived = [EpollEvent::empty()];
             let _ = self.arrivals.wait(&mut arrived, EpollTimeout::NONE);

@@ -42,7 +42,7 @@ fn opener(path: &Path) -> JoinHandle<io::Result<File>> {
 
 /// The next access.
 fn next(group: &PermissionGroup) -> Access {
-    let mut buf = vec![0; BUFFER_BYTES];
+    let mut buf = [0; BUFFER_BYTES];
     let end = Instant::now() + LIMIT;
     loop {
         let mut accesses = group.read(&mut buf).unwrap();
@@ -57,7 +57,7 @@ fn next(group: &PermissionGroup) -> Access {
 
 /// Ends without being asked about.
 fn passes(group: &PermissionGroup, opener: JoinHandle<io::Result<File>>) -> io::Result<File> {
-    let mut buf = vec![0; BUFFER_BYTES];
+    let mut buf = [0; BUFFER_BYTES];
     let end = Instant::now() + LIMIT;
     while !opener.is_finished() {
         assert!(
@@ -111,7 +111,7 @@ fn a_long_queue_lets_nobody_pass() {
     let opener = opener(&path);
     thread::sleep(WHILE);
     assert!(!opener.is_finished(), "it was not asked about");
-    let mut buf = vec![0; BUFFER_BYTES];
+    let mut buf = [0; BUFFER_BYTES];
     let (mut seen, mut asked) = (0, 0);
     while asked == 0 {
         let accesses = group.read(&mut buf).unwrap();
