@@ -616,18 +616,17 @@ fn settle_time(rpo: Duration) -> Duration {
     (rpo / 5).clamp(Duration::from_millis(20), Duration::from_millis(200))
 }
 
-/// Raises the number of descriptors as far as it goes; gives how many there can be.
-pub(crate) fn raise_open_files() -> u64 {
+/// Raises the number of descriptors that there can be, as far as it goes.
+pub(crate) fn raise_open_files() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
-        return 1024;
+    let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return;
     };
     // The kernel's own limit; root may go up to it.
     let wanted = hard.max(524_288);
-    [wanted, hard]
+    let _ = [wanted, hard]
         .into_iter()
-        .find(|limit| setrlimit(Resource::RLIMIT_NOFILE, *limit, *limit).is_ok())
-        .unwrap_or(soft)
+        .find(|limit| setrlimit(Resource::RLIMIT_NOFILE, *limit, *limit).is_ok());
 }
 
 fn mount_prefix(mount: &Mount) -> Vec<u8> {

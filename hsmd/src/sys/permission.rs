@@ -45,7 +45,7 @@ const INFO_TYPE_RANGE: u8 = 6;
 const ALLOW: u32 = 1;
 const DENY: u32 = 2;
 /// The numbers that an event's descriptor can have: the most that a process may have open here.
-const NUMBERS: i32 = 524_288;
+pub const NUMBERS: i32 = 524_288;
 /// For any event.
 pub const BUFFER_BYTES: usize = 4096;
 /// The sizes of events as they are known, without and with a range; and room for what is not known yet.

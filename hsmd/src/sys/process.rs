@@ -52,6 +52,13 @@ fn duplicate(fd: BorrowedFd<'_>, how: FcntlArg<'_>) -> Result<OwnedFd, Error> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// How many descriptors this process may have now.
+pub fn descriptors_max() -> usize {
+    use nix::sys::resource::{Resource, getrlimit};
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
 /// Keeps all of this process in memory: it must answer while the machine swaps.
 pub fn lock_memory() -> Result<(), Error> {
     // SAFETY: flags only.

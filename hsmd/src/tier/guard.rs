@@ -23,7 +23,9 @@ use crate::cli::GuardArgs;
 use crate::output;
 use crate::shared::lock;
 use crate::sys::link::{self, Told, Waits};
-use crate::sys::permission::{Access, Answer, Asked, Attempt, BUFFER_BYTES, PermissionGroup};
+use crate::sys::permission::{
+    Access, Answer, Asked, Attempt, BUFFER_BYTES, NUMBERS, PermissionGroup,
+};
 use crate::sys::space::STUB_XATTR;
 use crate::sys::{Error, lease, process, xattr};
 
@@ -34,8 +36,8 @@ const READERS: usize = 6;
 const READERS_MAX: usize = 512;
 /// Enough for a reader: no recursion, a small buffer. Locked memory.
 const STACK_BYTES: usize = 128 * 1024;
-/// Descriptors that are never used for accesses.
-const RESERVED: u64 = 256;
+/// Descriptors that are never used for accesses, beside a quarter of all for readers that stall.
+const RESERVED: usize = 64;
 /// A worker that ran for less is started again after this time.
 const BACKOFF: Duration = Duration::from_secs(1);
 /// What the worker gives back when it must not be started again.
@@ -84,7 +86,6 @@ struct Guard {
     /// There will be no worker: released files cannot be opened, all others can.
     refusing: AtomicBool,
     waiters_max: usize,
-    held_max: usize,
 }
 
 impl Guard {
@@ -202,7 +203,7 @@ impl Guard {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut pending = lock(&self.pending);
         let of_user = pending.by_user.get(&uid).copied().unwrap_or(0);
-        if of_user >= self.waiters_max || pending.all.len() >= self.held_max {
+        if of_user >= self.waiters_max || pending.all.len() >= held_max() {
             drop(pending);
             tracing::warn!(
                 uid,
@@ -337,6 +338,13 @@ impl Recipe<'_> {
     }
 }
 
+/// How many accesses can be held. Without a descriptor for the next one the kernel denies it with EPERM, whatever
+/// it is of; and above [`NUMBERS`] nobody would sweep after us.
+fn held_max() -> usize {
+    let all = process::descriptors_max().min(NUMBERS.unsigned_abs() as usize);
+    (all - all / 4).saturating_sub(RESERVED)
+}
+
 /// Tells of what the group has to read as long as it has: a reader that is held up in reading leaves the rest
 /// to the others.
 fn arrivals(group: &PermissionGroup) -> nix::Result<Epoll> {
@@ -409,7 +417,7 @@ impl Supervisor {
                 tracing::warn!(%error, "{what}");
             }
         }
-        let files = crate::daemon::raise_open_files();
+        crate::daemon::raise_open_files();
         let left_behind = group.sweep();
         if left_behind > 0 {
             tracing::warn!(
@@ -436,7 +444,6 @@ impl Supervisor {
             everything: AtomicBool::new(true),
             refusing: AtomicBool::new(false),
             waiters_max: args.waiters_max,
-            held_max: usize::try_from(files.saturating_sub(RESERVED)).unwrap_or(usize::MAX),
         });
         for _ in 0..READERS {
             guard.add_reader()?;
