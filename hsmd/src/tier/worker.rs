@@ -272,8 +272,8 @@ impl Tier {
                 Ok(Some(handed)) => self.recall.access(handed),
                 Ok(None) => break,
                 Err(error) => {
-                    tracing::error!(%error, "an access cannot be taken from the guard");
-                    break;
+                    tracing::error!(%error, "an access cannot be taken from the guard, the worker stops: another is given all of them");
+                    return self.shared.stop();
                 }
             }
         }
