@@ -7,6 +7,7 @@ pub mod home;
 pub mod loopfs;
 pub mod program;
 pub mod report;
+pub mod strace;
 pub mod stubs;
 pub mod sys;
 pub mod system;

@@ -8,13 +8,14 @@
 use std::ffi::{CStr, CString, c_int, c_long, c_void};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
 
 use nix::errno::Errno;
-use nix::unistd::{Whence, lseek};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::unistd::{Pid, Whence, lseek};
 
 nix::ioctl_read!(fs_ioc_getflags, b'f', 1, c_long);
 nix::ioctl_write_ptr!(fs_ioc_setflags, b'f', 2, c_long);
@@ -310,6 +311,72 @@ pub fn raise_descriptor_limit() {
             limit.rlim_cur = limit.rlim_max;
             libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
         }
+    }
+}
+
+/// Limits how many descriptors a running process may have: it makes none with this number or a higher one.
+/// Gives the limit of before.
+pub fn limit_descriptors(pid: i32, limit: u64) -> io::Result<u64> {
+    let mut old = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: both limits are live, where they are given.
+    unsafe {
+        done(libc::prlimit(
+            pid,
+            libc::RLIMIT_NOFILE,
+            ptr::null(),
+            &raw mut old,
+        ))?;
+        let new = libc::rlimit {
+            rlim_cur: limit,
+            rlim_max: old.rlim_max,
+        };
+        done(libc::prlimit(
+            pid,
+            libc::RLIMIT_NOFILE,
+            &raw const new,
+            ptr::null_mut(),
+        ))?;
+    }
+    Ok(old.rlim_cur)
+}
+
+/// Has a signal run a handler that does nothing; `restart`: calls that it interrupts go on.
+pub fn handle(signal: Signal, restart: bool) -> io::Result<()> {
+    extern "C" fn nothing(_: c_int) {}
+    let flags = if restart {
+        SaFlags::SA_RESTART
+    } else {
+        SaFlags::empty()
+    };
+    let action = SigAction::new(SigHandler::Handler(nothing), flags, SigSet::empty());
+    // SAFETY: the handler does nothing, which is safe in a signal's context.
+    unsafe { sigaction(signal, &action) }?;
+    Ok(())
+}
+
+/// Sends a signal to one thread of this process.
+pub fn signal_thread(thread: Pid, signal: Signal) -> io::Result<()> {
+    let (own, thread) = (std::process::id(), thread.as_raw());
+    // SAFETY: numbers only.
+    match unsafe { libc::syscall(libc::SYS_tgkill, own, thread, signal as c_int) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// One call of open(2) for reading, and its result as it is: std tries again after a signal.
+pub fn open_once(path: &Path) -> io::Result<File> {
+    let path = c_path(path)?;
+    // SAFETY: the string ends with NUL and outlives the call; the descriptor is new and nobody else's.
+    unsafe {
+        let fd = libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(File::from(OwnedFd::from_raw_fd(fd)))
     }
 }
 

@@ -392,6 +392,37 @@ impl System {
         found
     }
 
+    /// The only process of the daemon that runs as this.
+    pub fn process(&self, role: &str) -> i32 {
+        let found = self.processes(role);
+        assert_eq!(found.len(), 1, "{role}: {found:?}");
+        found[0]
+    }
+
+    /// Sends the guard or the worker a signal.
+    pub fn signal_process(&self, role: &str, signal: Signal) {
+        let pid = nix::unistd::Pid::from_raw(self.process(role));
+        nix::sys::signal::kill(pid, signal).expect("to send a signal");
+    }
+
+    /// Stops the guard or the worker, until [`Self::signal_process`] sends it SIGCONT: it does nothing any more.
+    pub fn stop_process(&self, role: &str) {
+        self.signal_process(role, Signal::SIGSTOP);
+        let tasks = format!("/proc/{}/task", self.process(role));
+        let runs = |task: fs::DirEntry| {
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ")
+                .is_some_and(|(_, rest)| !rest.starts_with('T'))
+        };
+        while fs::read_dir(&tasks)
+            .expect("its threads")
+            .flatten()
+            .any(runs)
+        {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Kills the guard or the worker; waits until another one runs.
     pub fn kill_process(&self, role: &str) {
         let before = self.processes(role);

@@ -113,6 +113,26 @@ pub fn held_programs() -> Vec<u32> {
     held
 }
 
+/// Threads of this test that wait for an answer about an access now.
+pub fn held_threads() -> usize {
+    let tasks = fs::read_dir("/proc/self/task").into_iter().flatten();
+    let waits = |task: &fs::DirEntry| {
+        let place = fs::read_to_string(task.path().join("wchan"));
+        place.is_ok_and(|place| place.contains("fanotify"))
+    };
+    tasks.flatten().filter(waits).count()
+}
+
+/// Waits until so many threads of this test wait for an answer.
+pub fn threads_wait(count: usize) {
+    let end = Instant::now() + LIMIT;
+    while held_threads() < count {
+        let held = held_threads();
+        assert!(Instant::now() < end, "only {held} of {count} wait");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// It has not ended.
 pub fn still_waits(child: &mut Child, whose: &str) {
     let ended = child.try_wait().expect("to look at it");

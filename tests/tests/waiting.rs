@@ -63,13 +63,6 @@ fn programs_wait(system: &System, count: u64) {
     wait_for_queue(system, "all wait", |queue| sum(queue, "programs") == count);
 }
 
-/// The only process of the daemon with this role.
-fn process(system: &System, role: &str) -> i32 {
-    let found = system.processes(role);
-    assert_eq!(found.len(), 1, "{role}: {found:?}");
-    found[0]
-}
-
 /// The file that a process runs, as an inode.
 fn program_of(pid: i32) -> u64 {
     fs::metadata(format!("/proc/{pid}/exe"))
@@ -85,14 +78,14 @@ fn who_waits_goes_on_waiting_over_an_upgrade() {
     let away = take_away(&system, 0);
     let mut before = passing_reader(&paths[0], NOBODY);
     programs_wait(&system, 1);
-    let (guard, worker) = (process(&system, "guard"), process(&system, "worker"));
+    let (guard, worker) = (system.process("guard"), system.process("worker"));
     let old = program_of(worker);
     assert_eq!(program_of(guard), old);
     system.install();
     system.daemon().signal(Signal::SIGHUP);
     let end = Instant::now() + LIMIT;
     while matches!(system.processes("worker")[..], [] | [_, _, ..])
-        || process(&system, "worker") == worker
+        || system.process("worker") == worker
     {
         assert!(Instant::now() < end, "the worker is not another one");
         thread::sleep(Duration::from_millis(5));
@@ -102,8 +95,8 @@ fn who_waits_goes_on_waiting_over_an_upgrade() {
     system.wait_until_it_answers();
     programs_wait(&system, 2);
     still_waits(&mut before, "who came before");
-    assert_ne!(program_of(process(&system, "worker")), old, "upgraded");
-    assert_eq!(process(&system, "guard"), guard, "the guard lives on");
+    assert_ne!(program_of(system.process("worker")), old, "upgraded");
+    assert_eq!(system.process("guard"), guard, "the guard lives on");
     assert_eq!(program_of(guard), old);
     bring_back(away);
     gets(before, &bytes_of(0), "who came before");
