@@ -135,6 +135,8 @@ fn start_time(pid: u32) -> Option<u64> {
 }
 
 fn clear_away(dir: &Path) -> io::Result<()> {
+    // Those of images on what is unmounted now cannot be told by their paths afterwards.
+    detach_loops(dir);
     for mounted in mounts_below(dir)?.iter().rev() {
         match umount2(mounted, MntFlags::MNT_DETACH) {
             // Another process may clear the same leftover away.

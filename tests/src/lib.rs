@@ -5,6 +5,7 @@ pub mod changes;
 pub mod compare;
 pub mod home;
 pub mod loopfs;
+pub mod power;
 pub mod program;
 pub mod report;
 pub mod strace;

@@ -15,6 +15,7 @@ use nix::errno::Errno;
 use nix::mount::umount;
 
 use crate::home::Home;
+use crate::{power, sys};
 
 /// Enough for all but the tests that write much; the least of mkfs.xfs is 300 MiB.
 pub const SMALL_BYTES: u64 = 512 << 20;
@@ -56,6 +57,14 @@ impl Kind {
             Self::Xfs | Self::Btrfs => &["-f", "-q"],
         }
     }
+
+    /// The blocks of the image are left what they are.
+    fn mkfs_without_discard(self) -> &'static [&'static str] {
+        match self {
+            Self::Ext4 => &["-E", "nodiscard"],
+            Self::Xfs | Self::Btrfs => &["-K"],
+        }
+    }
 }
 
 impl fmt::Display for Kind {
@@ -69,6 +78,8 @@ pub struct LoopFs {
     kind: Kind,
     root: PathBuf,
     image: PathBuf,
+    /// What the image lies on, if that can fail.
+    disk: Option<power::Disk>,
     home: Home,
 }
 
@@ -87,7 +98,17 @@ impl LoopFs {
     pub fn with_options(kind: Kind, bytes: u64, options: &[&str]) -> Self {
         let home = Home::for_images();
         let image = home.at("image");
-        Self::made(kind, bytes, options, home, image)
+        make_image(&image, bytes);
+        Self::made(kind, options, home, image, None)
+    }
+
+    /// Makes one on a disk that loses what was not flushed when its power fails (see [`power`]): all of its
+    /// bytes are written first.
+    pub fn on_failing_disk(kind: Kind, bytes: u64, options: &[&str]) -> Self {
+        let home = Home::for_images();
+        let disk = power::Disk::new(&home, bytes);
+        let options = [kind.mkfs_without_discard(), options].concat();
+        Self::made(kind, &options, home, disk.image(), Some(disk))
     }
 
     /// Makes one whose blocks lie in a store of this size, which others can fill up: what the filesystem has
@@ -102,7 +123,8 @@ impl LoopFs {
                 .arg(&store),
         );
         let image = store.join("image");
-        let fs = Self::made(kind, bytes, options, home, image);
+        make_image(&image, bytes);
+        let fs = Self::made(kind, options, home, image, None);
         must(
             Command::new("fallocate")
                 .args(["-l", &bytes.to_string()])
@@ -111,10 +133,13 @@ impl LoopFs {
         fs
     }
 
-    fn made(kind: Kind, bytes: u64, options: &[&str], home: Home, image: PathBuf) -> Self {
-        File::create(&image)
-            .and_then(|file| file.set_len(bytes))
-            .expect("an image file");
+    fn made(
+        kind: Kind,
+        options: &[&str],
+        home: Home,
+        image: PathBuf,
+        disk: Option<power::Disk>,
+    ) -> Self {
         let mut mkfs = Command::new(format!("mkfs.{kind}"));
         mkfs.args(kind.mkfs_options()).args(options).arg(&image);
         must(&mut mkfs);
@@ -122,6 +147,7 @@ impl LoopFs {
             kind,
             root: home.dir("mnt"),
             image,
+            disk,
             home,
         };
         fs.mount();
@@ -155,9 +181,13 @@ impl LoopFs {
 
     /// Mounts it (again).
     pub fn mount(&self) {
+        let options = match self.disk {
+            Some(_) => "loop,nodiscard",
+            None => "loop",
+        };
         must(Command::new("mount").args([
             OsStr::new("-o"),
-            OsStr::new("loop"),
+            OsStr::new(options),
             self.image.as_os_str(),
             self.root.as_os_str(),
         ]));
@@ -165,16 +195,7 @@ impl LoopFs {
 
     /// Unmounts it; waits for programs that just end.
     pub fn unmount(&self) {
-        let end = Instant::now() + Duration::from_secs(20);
-        loop {
-            match umount(&self.root) {
-                Ok(()) => return,
-                Err(Errno::EBUSY) if Instant::now() < end => {
-                    thread::sleep(Duration::from_millis(50));
-                }
-                Err(e) => panic!("umount {}: {e}", self.root.display()),
-            }
-        }
+        unmount(&self.root);
     }
 
     /// Its image as a block device, for hsmd to mount at [`Self::root`]. Must not be mounted.
@@ -187,6 +208,10 @@ impl LoopFs {
                     .arg(&self.image),
             );
             let device = LoopDevice(PathBuf::from(made.trim_end()));
+            if self.disk.is_some() {
+                power::forbid_discards(device.path());
+                return device;
+            }
             tries += 1;
             if device.discards() || tries == RENEWALS {
                 return device;
@@ -195,14 +220,35 @@ impl LoopFs {
         }
     }
 
+    /// The power fails: what is not on the disk yet never will be, and everything but unmounting fails.
+    /// Needs a mounted ext4 or XFS, or [`Self::on_failing_disk`].
+    pub fn power_fails(&self) {
+        if let Some(disk) = &self.disk {
+            disk.fails();
+        } else {
+            let root = File::open(&self.root).expect("the root");
+            sys::cut_off(&root).expect("cut off");
+        }
+    }
+
+    /// The power is there again. Must not be mounted, nor have a [`LoopDevice`] where the disk has failed.
+    pub fn power_returns(&self) {
+        if let Some(disk) = &self.disk {
+            disk.returns();
+        }
+    }
+
+    /// Whether the disk below fails, and not the filesystem itself.
+    pub fn is_on_failing_disk(&self) -> bool {
+        self.disk.is_some()
+    }
+
     /// Makes it an empty filesystem, with another UUID: the disk has died.
     pub fn replace(&self) {
         self.unmount();
         let bytes = fs::metadata(&self.image).expect("the image").len();
         fs::remove_file(&self.image).expect("to remove the image");
-        File::create(&self.image)
-            .and_then(|file| file.set_len(bytes))
-            .expect("an image file");
+        make_image(&self.image, bytes);
         let mut mkfs = Command::new(format!("mkfs.{}", self.kind));
         must(mkfs.args(self.kind.mkfs_options()).arg(&self.image));
         self.mount();
@@ -244,6 +290,27 @@ impl Drop for LoopDevice {
     }
 }
 
+/// Unmounts; waits for programs that just end.
+pub fn unmount(place: &Path) {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        match umount(place) {
+            Ok(()) => return,
+            Err(Errno::EBUSY) if Instant::now() < end => {
+                thread::sleep(Duration::from_millis(50));
+            }
+            Err(e) => panic!("umount {}: {e}", place.display()),
+        }
+    }
+}
+
+/// A sparse file.
+fn make_image(path: &Path, bytes: u64) {
+    File::create(path)
+        .and_then(|file| file.set_len(bytes))
+        .expect("an image file");
+}
+
 /// Runs a program that must succeed; gives what it printed.
 pub fn must(command: &mut Command) -> String {
     let output = command
@@ -282,6 +349,39 @@ mod tests {
             drop(open);
             assert!(!home.exists());
             assert_eq!(mounts_below(&home).expect("mounts"), Vec::<PathBuf>::new());
+        }
+    }
+    #[test]
+    fn what_was_not_flushed_goes_with_the_power() {
+        for kind in Kind::ALL {
+            let fs = LoopFs::on_failing_disk(kind, 320 << 20, &[]);
+            fs.unmount();
+            let device = fs.device();
+            let mount = |device: &LoopDevice| {
+                must(Command::new("mount").arg(device.path()).arg(fs.root()));
+            };
+            mount(&device);
+            fs::write(fs.at("durable"), "here").expect("a file");
+            let file = File::open(fs.at("durable")).expect("the file");
+            file.sync_all().expect("synced");
+            drop(file);
+            fs::write(fs.at("new"), "in memory").expect("a file");
+            fs.power_fails();
+            let file = File::create(fs.at("late"));
+            assert!(
+                file.and_then(|file| file.sync_all()).is_err(),
+                "{kind}: it reaches the disk"
+            );
+            fs.unmount();
+            drop(device);
+            fs.power_returns();
+            let device = fs.device();
+            mount(&device);
+            assert_eq!(fs::read(fs.at("durable")).expect("the file"), b"here");
+            assert!(!fs.at("new").exists(), "{kind}: it was never flushed");
+            let home = fs.home.path().to_owned();
+            drop((device, fs));
+            assert!(!home.exists());
         }
     }
 }

@@ -22,6 +22,8 @@ nix::ioctl_write_ptr!(fs_ioc_setflags, b'f', 2, c_long);
 nix::ioctl_write_int_bad!(ficlone, 0x4004_9409);
 nix::ioctl_read!(fs_ioc_shutdown, b'X', 125, u32);
 nix::ioctl_write_int_bad!(loop_ctl_remove, 0x4c81);
+nix::ioctl_read!(btrfs_ioc_start_sync, 0x94, 24, u64);
+nix::ioctl_write_ptr!(btrfs_ioc_wait_sync, 0x94, 22, u64);
 
 /// `chattr +S`: write synchronously.
 pub const SYNC_FL: u32 = 0x0000_0008;
@@ -170,6 +172,18 @@ pub fn forget_loop_device(number: i32) -> io::Result<()> {
     let control = File::open("/dev/loop-control")?;
     // SAFETY: the ioctl takes a number and no pointer.
     unsafe { loop_ctl_remove(control.as_raw_fd(), number) }?;
+    Ok(())
+}
+
+/// Makes all attributes, names and extents of a btrfs durable as they are now, but no data that is still on
+/// its way: what the filesystem does by itself every 30 s.
+pub fn commit_btrfs(root: &File) -> io::Result<()> {
+    let mut transaction = 0;
+    // SAFETY: the calls write and read a u64, which is live.
+    unsafe {
+        btrfs_ioc_start_sync(root.as_raw_fd(), &raw mut transaction)?;
+        btrfs_ioc_wait_sync(root.as_raw_fd(), &raw const transaction)?;
+    }
     Ok(())
 }
 

@@ -22,6 +22,13 @@ use crate::loopfs::{Kind, LoopDevice, LoopFs, SMALL_BYTES};
 use crate::program::{LIMIT, Ran, Running, locate, run};
 use crate::report::say;
 
+/// What the watched filesystem lies on.
+enum Disk {
+    Sparse,
+    Thin(u64),
+    Failing,
+}
+
 /// How a [`System`] is made.
 pub struct Setup {
     kind: Kind,
@@ -30,7 +37,7 @@ pub struct Setup {
     exposed: bool,
     managed: bool,
     installed: bool,
-    store: Option<u64>,
+    disk: Disk,
     mkfs: &'static [&'static str],
     settings: Vec<(String, String)>,
 }
@@ -45,7 +52,7 @@ impl Setup {
             exposed: false,
             managed: false,
             installed: false,
-            store: None,
+            disk: Disk::Sparse,
             mkfs: &[],
             settings: Vec::new(),
         };
@@ -101,7 +108,14 @@ impl Setup {
     /// See [`LoopFs::thin`].
     #[must_use]
     pub fn thin(mut self, store_bytes: u64) -> Self {
-        self.store = Some(store_bytes);
+        self.disk = Disk::Thin(store_bytes);
+        self
+    }
+
+    /// See [`LoopFs::on_failing_disk`].
+    #[must_use]
+    pub fn on_failing_disk(mut self) -> Self {
+        self.disk = Disk::Failing;
         self
     }
 
@@ -117,9 +131,10 @@ impl Setup {
         let home = Home::new();
         let mut system = System {
             daemon: None,
-            fs: match self.store {
-                Some(store) => LoopFs::thin(self.kind, self.bytes, self.mkfs, store),
-                None => LoopFs::with_options(self.kind, self.bytes, self.mkfs),
+            fs: match self.disk {
+                Disk::Sparse => LoopFs::with_options(self.kind, self.bytes, self.mkfs),
+                Disk::Thin(store) => LoopFs::thin(self.kind, self.bytes, self.mkfs, store),
+                Disk::Failing => LoopFs::on_failing_disk(self.kind, self.bytes, self.mkfs),
             },
             home,
             bytes: self.bytes,
@@ -236,6 +251,10 @@ impl System {
     /// From now on the daemon mounts the filesystem.
     pub fn hand_over(&mut self) {
         self.fs.unmount();
+        self.plug_in();
+    }
+
+    fn plug_in(&mut self) {
         let device = self.fs.device();
         let path = quoted(device.path());
         self.device = Some(device);
@@ -451,6 +470,24 @@ impl System {
             }
             thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// The power of the watched filesystem fails, and the daemon is gone with it. Programs that have it open
+    /// are the caller's to end, before [`Self::power_returns`].
+    pub fn power_fails(&mut self) {
+        self.fs.power_fails();
+        self.kill_all();
+    }
+
+    /// The power is there again, and the daemon starts.
+    pub fn power_returns(&mut self) {
+        self.fs.unmount();
+        if self.fs.is_on_failing_disk() {
+            drop(self.device.take());
+            self.fs.power_returns();
+            self.plug_in();
+        }
+        self.start();
     }
 
     /// Stops the daemon with SIGTERM; it must end in time and with status 0.

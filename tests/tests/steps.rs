@@ -19,6 +19,8 @@ use hsm_tests::system::{Setup, System};
 
 /// A worker that has not come to a step after this time never does.
 const LIMIT: Duration = Duration::from_secs(40);
+/// Of a disk that is written from end to end before the test.
+const DISK_BYTES: u64 = 320 << 20;
 
 /// What is interrupted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -86,6 +88,18 @@ const STEPS: &[Step] = &[
     recall_step("the generation is durable", "finish", "pwrite64", 1),
 ];
 
+impl Step {
+    /// On btrfs, where every file is asked about, recalled files are made durable with the whole filesystem.
+    fn on(self, kind: Kind) -> Self {
+        let (call, nth) = match (self.thread, self.call, self.nth) {
+            (Some("finish"), "fsync", nth) if kind == Kind::Btrfs => ("syncfs", nth),
+            (Some("finish"), "syncfs", nth) if kind == Kind::Btrfs => ("syncfs", nth + 2),
+            (_, call, nth) => (call, nth),
+        };
+        Self { call, nth, ..self }
+    }
+}
+
 /// A number of a process or thread by its name.
 fn thread_of(process: i32, name: &str) -> String {
     let tasks = fs::read_dir(format!("/proc/{process}/task")).expect("its threads");
@@ -147,8 +161,31 @@ fn dies_before(mut tracer: Child, worker: i32, over: &dyn Fn() -> bool) -> bool 
 /// How it ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum End {
+    /// SIGKILL.
     Killed,
+    /// The filesystem is cut off.
     Power,
+    /// Its disk is.
+    Disk,
+}
+
+impl End {
+    fn setup(self, kind: Kind) -> Setup {
+        let setup = Setup::new(kind).exposed().with("recall_threads", "1");
+        match self {
+            Self::Disk => setup.bytes(DISK_BYTES).on_failing_disk(),
+            Self::Killed | Self::Power => setup,
+        }
+    }
+}
+
+/// On btrfs every file is asked about, always.
+fn wait_for_marks(system: &System) {
+    if system.fs().kind() != Kind::Btrfs {
+        system.wait_for("only stubs are asked about", |status| {
+            status["released"]["every_file"] == false
+        });
+    }
 }
 
 fn interrupted(system: &mut System, number: usize, step: Step, end: End) {
@@ -188,7 +225,7 @@ fn interrupted(system: &mut System, number: usize, step: Step, end: End) {
             });
             system.wait_until_it_answers();
         }
-        End::Power => {
+        End::Power | End::Disk => {
             let mut command = match step.act {
                 Act::Release => system.tierctl_command(&["release"]),
                 Act::Recall => Command::new("cat"),
@@ -196,18 +233,17 @@ fn interrupted(system: &mut System, number: usize, step: Step, end: End) {
             command.stdout(Stdio::null()).stderr(Stdio::null());
             let mut child = command.arg(&path).spawn().expect("started");
             reached(tracer, worker, &context);
-            let root = File::open(system.root()).expect("the root");
-            sys::cut_off(&root).expect("cut off");
-            drop(root);
-            system.kill_all();
+            if system.fs().kind() == Kind::Btrfs {
+                // Else it would be as it was at the last sync, whatever the step.
+                let root = File::open(system.root()).expect("the root");
+                sys::commit_btrfs(&root).expect("committed");
+            }
+            system.power_fails();
             let _ = child.wait();
-            system.fs().unmount();
-            system.start();
+            system.power_returns();
         }
     }
-    system.wait_for("only stubs are asked about", |status| {
-        status["released"]["every_file"] == false
-    });
+    wait_for_marks(system);
     assert_reads(&path, &bytes, &context);
     let found = fs::metadata(&path).and_then(|meta| meta.modified());
     assert_eq!(found.expect("its time"), mtime, "{context}");
@@ -267,19 +303,13 @@ fn interrupted_sealed(
             assert!(read.success(), "{context}");
             system.wait_until_it_answers();
         }
-        End::Power => {
-            let root = File::open(system.root()).expect("the root");
-            sys::cut_off(&root).expect("cut off");
-            drop(root);
-            system.kill_all();
+        End::Power | End::Disk => {
+            system.power_fails();
             let _ = reads.wait();
-            system.fs().unmount();
-            system.start();
+            system.power_returns();
         }
     }
-    system.wait_for("only stubs are asked about", |status| {
-        status["released"]["every_file"] == false
-    });
+    wait_for_marks(system);
     assert_reads(path, &sealed_bytes(path), &context);
     wait_whole(path);
     let soon = Instant::now() + Duration::from_secs(10);
@@ -301,10 +331,7 @@ fn change_seal(path: &Path, set: u32, clear: u32) {
 
 /// Immutable stubs: `replay --stubs` makes such.
 fn sealed_at_every_step(kind: Kind, end: End) {
-    let mut system = Setup::new(kind)
-        .exposed()
-        .with("recall_threads", "1")
-        .start();
+    let mut system = end.setup(kind).start();
     let paths: Vec<_> = (0..SEALED.len() * CALLS_MAX)
         .map(|number| system.at(format!("file{number}")))
         .collect();
@@ -355,12 +382,9 @@ fn the_power_fails_at_every_step_of_an_immutable_file_on_xfs() {
 }
 
 fn at_every_step(kind: Kind, end: End) {
-    let mut system = Setup::new(kind)
-        .exposed()
-        .with("recall_threads", "1")
-        .start();
+    let mut system = end.setup(kind).start();
     for (number, step) in STEPS.iter().enumerate() {
-        interrupted(&mut system, number, *step, end);
+        interrupted(&mut system, number, step.on(kind), end);
     }
     system.check(&format!("{kind}: {end:?} at every step"));
     // The list of stubs has what it must have.
@@ -390,4 +414,9 @@ fn the_power_fails_at_every_step_on_ext4() {
 #[test]
 fn the_power_fails_at_every_step_on_xfs() {
     at_every_step(Kind::Xfs, End::Power);
+}
+
+#[test]
+fn the_power_fails_at_every_step_on_btrfs() {
+    at_every_step(Kind::Btrfs, End::Disk);
 }
