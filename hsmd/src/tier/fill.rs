@@ -141,7 +141,7 @@ impl Filler<'_> {
             for_each_extent(reader, mark, end, |extent| {
                 let bytes = self.fetch(reader, mark, extent)?;
                 let offset = extent.range.offset;
-                let bytes = clip(&bytes, offset, end);
+                let bytes = clip(&bytes, offset, end.min(stat_of(fd)?.size));
                 let (blocks, rest) = bytes.split_at(io::Direct::whole_blocks(offset, bytes.len()));
                 mtime.over(fd, || direct.write(offset, blocks))?;
                 mtime.over(fd, || {
@@ -410,7 +410,9 @@ fn reserve(
     Ok(())
 }
 
-/// Writes into holes, in ascending order; what is there already must be what would be written.
+/// Writes into holes, in ascending order; what is there already must be what would be written. Nothing is written
+/// beyond the file's end as it is at that moment: somebody may cut it by its path meanwhile, of which the kernel
+/// does not ask everywhere (before Linux 6.14, in overlayfs, by NFS).
 struct HoleWriter<'f, 'm> {
     fd: BorrowedFd<'f>,
     mark: &'m StubMark,
@@ -426,7 +428,11 @@ impl HoleWriter<'_, '_> {
         if self.filling.stops() {
             return Err(FillError::Cancelled);
         }
-        while !bytes.is_empty() {
+        loop {
+            bytes = clip(bytes, offset, stat_of(self.fd)?.size);
+            if bytes.is_empty() {
+                return Ok(());
+            }
             let Some(range) = self.range_at(offset)? else {
                 return Ok(());
             };
@@ -444,7 +450,6 @@ impl HoleWriter<'_, '_> {
             offset += part.len() as u64;
             bytes = rest;
         }
-        Ok(())
     }
 
     /// The range that an offset lies in.
