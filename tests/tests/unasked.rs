@@ -1,14 +1,53 @@
-//! What happens to released files, and to what is known of them, without anybody being asked: files that are
-//! cut by their path while they are recalled.
+//! What happens to released files, and to what is known of them, without anybody being asked: files are cut by their
+//! path while they are recalled, and the list of stubs, or the disk, is set back.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use hsm_tests::changes::noise;
 use hsm_tests::loopfs::Kind;
-use hsm_tests::stubs::{kib_on_disk, release_soon, wait_whole};
-use hsm_tests::system::Setup;
+use hsm_tests::stubs::{assert_reads, kib_on_disk, release_soon, wait_whole};
+use hsm_tests::system::{Setup, System};
+
+/// How long recalled files stay on the list of stubs at least, and some more.
+const FORGOTTEN: Duration = Duration::from_secs(8);
+
+fn start(kind: Kind) -> System {
+    Setup::new(kind).exposed().start()
+}
+
+/// Only stubs are asked about: what is not on the list reads as it lies on the disk.
+fn wait_for_marks(system: &System) {
+    system.wait_for("only stubs are asked about", |status| {
+        status["released"]["every_file"] == false
+    });
+}
+
+fn bytes_of(path: &Path) -> Vec<u8> {
+    path.to_string_lossy().into_owned().repeat(700).into_bytes()
+}
+
+/// So many files, on every pool.
+fn files(system: &System, count: usize) -> Vec<PathBuf> {
+    let paths: Vec<_> = (0..count)
+        .map(|number| system.at(format!("file{number}")))
+        .collect();
+    for path in &paths {
+        fs::write(path, bytes_of(path)).expect("written");
+    }
+    system.sync_all();
+    paths
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir(to).expect("a directory");
+    for entry in fs::read_dir(from).expect("a directory").flatten() {
+        fs::copy(entry.path(), to.join(entry.file_name())).expect("copied");
+    }
+}
 
 /// Where only opening is asked about, a file can be cut by its path in the middle of a recall.
 fn cut_in_a_recall(kind: Kind) {
@@ -54,4 +93,74 @@ fn a_file_that_is_cut_in_the_middle_of_a_recall_stays_cut_on_ext4() {
 #[test]
 fn a_file_that_is_cut_in_the_middle_of_a_recall_stays_cut_on_xfs() {
     cut_in_a_recall(Kind::Xfs);
+}
+
+/// What is on the machine's own disk comes from a backup, and the watched disk is as it was.
+#[test]
+fn stubs_that_an_old_list_lacks_are_guarded() {
+    let mut system = start(Kind::Ext4);
+    let paths = files(&system, 3);
+    release_soon(&system, &paths[0]);
+    wait_for_marks(&system);
+    let (state, backup) = (system.home().at("state"), system.home().at("backup"));
+    // No file has left the list since.
+    system.stop();
+    copy_dir(&state, &backup);
+    system.start();
+    wait_for_marks(&system);
+    release_soon(&system, &paths[1]);
+    system.sync_all();
+    system.stop();
+    fs::remove_dir_all(&state).expect("lost");
+    fs::rename(&backup, &state).expect("from the backup");
+    system.start();
+    wait_for_marks(&system);
+    for path in &paths {
+        assert_reads(path, &bytes_of(path), "after the list was set back");
+    }
+    system.check("after the list was set back");
+}
+
+/// A disk was set back, and before every file has been looked at some are recalled and leave the list.
+#[test]
+fn a_recall_does_not_make_an_incomplete_list_complete() {
+    let mut system = Setup::new(Kind::Ext4)
+        .bytes(400 << 20)
+        .with("compression_level", "19")
+        .exposed()
+        .start();
+    let paths = files(&system, 3);
+    for path in &paths {
+        release_soon(&system, path);
+    }
+    wait_for_marks(&system);
+    system.stop();
+    let kept = system.fs().image().with_extension("kept");
+    fs::copy(system.fs().image(), &kept).expect("kept");
+    system.start();
+    wait_for_marks(&system);
+    assert_reads(&paths[0], &bytes_of(&paths[0]), "recalled");
+    wait_whole(&paths[0]);
+    thread::sleep(FORGOTTEN);
+    system.stop();
+    // In place: the loop device stays.
+    let mut image = OpenOptions::new()
+        .write(true)
+        .open(system.fs().image())
+        .expect("the image");
+    io::copy(&mut File::open(&kept).expect("kept"), &mut image).expect("set back");
+    image.sync_all().expect("written");
+    drop(image);
+    // It takes long until it is known.
+    system.fs().mount();
+    fs::write(system.at("large"), noise(9, 96 << 20)).expect("written");
+    system.fs().unmount();
+    system.start();
+    assert_reads(&paths[1], &bytes_of(&paths[1]), "recalled at once");
+    wait_whole(&paths[1]);
+    wait_for_marks(&system);
+    for path in &paths {
+        assert_reads(path, &bytes_of(path), "of a disk that was set back");
+    }
+    system.check("a disk that was set back");
 }

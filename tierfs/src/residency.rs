@@ -11,8 +11,9 @@
 //! [`Residency::is_complete`].
 //!
 //! A disk that is set back to an earlier state (a snapshot of a volume manager, an image) may have stubs
-//! that have left the list since. So before files leave, the disk gets a new generation
-//! ([`crate::stub::DiskMark`]), and a list is complete for its own generation only.
+//! that have left the list since, and a list that is set back (from a backup of the machine's own disk) lacks those that
+//! were put on it since. So before files leave, and before those that were added get their marks, the disk gets a new
+//! generation ([`crate::stub::DiskMark`]), and a list is complete for the generations that it knows only.
 //!
 //! A disk that replay made of stubs is to get all its content back: that is kept here, too
 //! ([`Residency::want_refill`]). Of each stub the list says since when it is one, or that it was found as
@@ -49,8 +50,11 @@ CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROW
 const DISK: &str = "disk";
 /// For which filesystem the list is complete.
 const COMPLETE: &str = "complete";
-/// The disk's generation, and what it may have become.
-const CURRENT: &str = "generation";
+/// The disk's generations, in hexadecimal, with spaces between, the newest last: it has one of them.
+const GENERATIONS: &str = "generation";
+/// So many are kept at most: the disk has one of the last few, as many as threads give it one at once.
+const GENERATIONS_MAX: usize = 64;
+/// Of earlier versions: what the disk's generation may have become.
 const NEXT: &str = "next";
 /// What was found released is to flow back.
 const REFILL: &str = "refill";
@@ -75,6 +79,8 @@ pub struct Residency {
     unmarked: HashSet<Stub>,
     /// Those of them that leave after the sync that goes on now.
     leaving: HashSet<Stub>,
+    /// What the disk has after that sync, or something newer.
+    leaving_at: Option<String>,
     /// By handle, as in the table.
     sealed: HashMap<Vec<u8>, u32>,
 }
@@ -170,6 +176,7 @@ impl Residency {
             path: path.to_owned(),
             unmarked: HashSet::new(),
             leaving: HashSet::new(),
+            leaving_at: None,
             sealed: HashMap::new(),
         }
     }
@@ -221,14 +228,16 @@ impl Residency {
         run(&mut self.conn).map_err(|error| Error::sqlite(&self.path, doing, error))
     }
 
-    /// Puts files on the list that are to be released. Durable when it returns: now they may get their marks.
-    pub fn add(&mut self, stubs: &[Stub], now: i64) -> Result<(), Error> {
+    /// Puts files on the list that are to be released. Durable when it returns: now they may get their marks, and
+    /// lose their data when the disk has this generation, durably.
+    pub fn add(&mut self, stubs: &[Stub], now: i64) -> Result<DiskMark, Error> {
         self.put(
             stubs,
             "INSERT INTO stub(file, handle, since_s) VALUES (?1, ?2, ?3)
              ON CONFLICT(file) DO UPDATE SET handle = excluded.handle, since_s = excluded.since_s",
             now,
-        )
+        )?;
+        self.next_generation()
     }
 
     /// Puts files on the list that were found to be stubs. Of one that is on it nothing new is known.
@@ -307,13 +316,34 @@ impl Residency {
         if !self.has_leaving() {
             return Ok(None);
         }
-        let mark = self.new_generation()?;
-        self.set_meta(NEXT, &hex(&mark.generation))?;
+        let mark = self.next_generation()?;
+        self.leaving_at = Some(hex(&mark.generation));
         Ok(Some(mark))
     }
 
-    /// A generation that no disk has.
-    pub fn new_generation(&self) -> Result<DiskMark, Error> {
+    /// A generation that no disk has, and this one is to get. It is known to the list, durably.
+    pub fn next_generation(&mut self) -> Result<DiskMark, Error> {
+        let mark = self.new_generation()?;
+        let mut all = self.generations()?;
+        all.push(hex(&mark.generation));
+        let old = all.len().saturating_sub(GENERATIONS_MAX);
+        self.set_meta(GENERATIONS, &all[old..].join(" "))?;
+        Ok(mark)
+    }
+
+    fn generations(&self) -> Result<Vec<String>, Error> {
+        let all = self.meta(GENERATIONS)?.unwrap_or_default();
+        Ok(all.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// Those that the disk may have, which has got this one or a newer one, durably.
+    fn generations_since(&self, generation: &str) -> Result<String, Error> {
+        let all = self.generations()?;
+        let at = all.iter().position(|other| other == generation);
+        Ok(at.map_or_else(|| generation.to_owned(), |at| all[at..].join(" ")))
+    }
+
+    fn new_generation(&self) -> Result<DiskMark, Error> {
         let mut generation = [0; 16];
         getrandom::fill(&mut generation).map_err(|error| Error::Io {
             path: self.path.clone(),
@@ -325,6 +355,10 @@ impl Residency {
 
     /// Takes files off the list; see [`Self::prepare_to_leave`].
     pub fn leave(&mut self) -> Result<(), Error> {
+        let since = match self.leaving_at.take() {
+            Some(generation) => self.generations_since(&generation)?,
+            None => return Ok(()),
+        };
         let run = |list: &mut Self| -> rusqlite::Result<()> {
             let txn = list.conn.transaction()?;
             {
@@ -333,8 +367,10 @@ impl Residency {
                 for stub in &list.leaving {
                     leave.execute((number(stub.file), &stub.handle))?;
                 }
-                let sql = "UPDATE meta SET value = (SELECT value FROM meta WHERE key = ?2) WHERE key = ?1";
-                txn.prepare_cached(sql)?.execute([CURRENT, NEXT])?;
+                let sql = "INSERT OR REPLACE INTO meta(key, value) VALUES (?1, ?2)";
+                txn.prepare_cached(sql)?.execute([GENERATIONS, &since])?;
+                let sql = "DELETE FROM meta WHERE key = ?1";
+                txn.prepare_cached(sql)?.execute([NEXT])?;
             }
             txn.commit()
         };
@@ -462,9 +498,17 @@ impl Residency {
         let Some(generation) = mark.map(|mark| hex(&mark.generation)) else {
             return Ok(false);
         };
-        // A crash may have come between the two: then nothing has left yet that the disk has.
-        let known = [self.meta(CURRENT)?, self.meta(NEXT)?];
-        Ok(self.meta(COMPLETE)? == Some(hex(fs_uuid)) && known.contains(&Some(generation)))
+        // A crash may have come before the disk got the newest: then nothing has left yet that the disk has.
+        let known = self.generations()?.contains(&generation)
+            || self.meta(NEXT)?.as_ref() == Some(&generation);
+        Ok(known && self.meta(COMPLETE)? == Some(hex(fs_uuid)))
+    }
+
+    /// The disk has another generation than the list knows: until every file has been looked at the list is not
+    /// complete, whatever generation the disk gets meanwhile. Durable when it returns.
+    pub fn set_incomplete(&mut self) -> Result<(), Error> {
+        let sql = "DELETE FROM meta WHERE key = ?1";
+        self.write("writing the list of stubs", sql, &[COMPLETE], |key| [*key])
     }
 
     fn meta(&self, key: &str) -> Result<Option<String>, Error> {
@@ -483,12 +527,12 @@ impl Residency {
     }
 
     /// Every file of this filesystem has been looked at, and all that have a mark are on the list; its
-    /// root has this mark, durably. From here on it stays complete, a crash included.
+    /// root has this mark ([`Self::next_generation`]) or a newer one, durably. From here on it stays complete, a crash
+    /// included.
     pub fn set_complete(&mut self, fs_uuid: &[u8; 16], mark: &DiskMark) -> Result<(), Error> {
-        let generation = hex(&mark.generation);
-        self.set_meta(COMPLETE, &hex(fs_uuid))?;
-        self.set_meta(NEXT, &generation)?;
-        self.set_meta(CURRENT, &generation)
+        let since = self.generations_since(&hex(&mark.generation))?;
+        self.set_meta(GENERATIONS, &since)?;
+        self.set_meta(COMPLETE, &hex(fs_uuid))
     }
 
     /// Forgets what is of another disk than this: its inodes are others. When files were read stays.
@@ -594,10 +638,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = path_beside(&dir.path().join("catalog.db"));
         let mut list = Residency::open(&path).expect("a list");
-        let mark = list.new_generation().expect("random");
-        assert!(!list.is_complete(&[1; 16], Some(&mark)).expect("read"));
         list.add(&[stub(3), stub(1), stub(2), stub(3)], 5)
             .expect("added");
+        let mark = list.next_generation().expect("noted");
+        assert!(!list.is_complete(&[1; 16], Some(&mark)).expect("read"));
         list.set_complete(&[1; 16], &mark).expect("noted");
         assert!(list.is_complete(&[1; 16], Some(&mark)).expect("read"));
         list.note_unmarked(stub(2));
@@ -617,6 +661,49 @@ mod tests {
         assert!(!list.is_complete(&[1; 16], Some(&mark)).expect("set back"));
         assert!(!list.is_complete(&[1; 16], None).expect("read"));
         assert!(!list.is_complete(&[2; 16], Some(&next)).expect("read"));
+    }
+
+    #[test]
+    fn a_list_that_was_set_back_is_not_complete() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (path, old) = (dir.path().join("list"), dir.path().join("old"));
+        let fs_uuid = [1; 16];
+        let mut list = Residency::open(&path).expect("a list");
+        let first = list.next_generation().expect("noted");
+        list.set_complete(&fs_uuid, &first).expect("noted");
+        let second = list.add(&[stub(1)], 5).expect("added");
+        drop(list);
+        std::fs::copy(&path, &old).expect("kept");
+        let mut list = Residency::open(&path).expect("the same list");
+        // A crash may have come before the disk got it.
+        assert!(list.is_complete(&fs_uuid, Some(&first)).expect("read"));
+        assert!(list.is_complete(&fs_uuid, Some(&second)).expect("read"));
+        let third = list.add(&[stub(2)], 6).expect("added");
+        for mark in [&first, &second, &third] {
+            assert!(list.is_complete(&fs_uuid, Some(mark)).expect("read"));
+        }
+        list.note_unmarked(stub(1));
+        let fourth = list.prepare_to_leave().expect("noted").expect("one leaves");
+        let fifth = list.add(&[stub(3)], 7).expect("added meanwhile");
+        list.leave().expect("removed");
+        for (mark, known) in [(&third, false), (&fourth, true), (&fifth, true)] {
+            assert_eq!(list.is_complete(&fs_uuid, Some(mark)).expect("read"), known);
+        }
+        drop(list);
+        std::fs::rename(&old, &path).expect("set back");
+        let mut list = Residency::open(&path).expect("an old list");
+        assert!(!list.is_complete(&fs_uuid, Some(&fifth)).expect("read"));
+        // What happens before every file has been looked at makes it no better.
+        list.set_incomplete().expect("noted");
+        let sixth = list.add(&[stub(4)], 8).expect("added");
+        assert!(!list.is_complete(&fs_uuid, Some(&sixth)).expect("read"));
+        for _ in 0..2 * GENERATIONS_MAX {
+            list.add(&[stub(4)], 9).expect("added again and again");
+        }
+        let last = list.next_generation().expect("noted");
+        list.set_complete(&fs_uuid, &last).expect("noted");
+        assert!(list.is_complete(&fs_uuid, Some(&last)).expect("read"));
+        assert!(!list.is_complete(&fs_uuid, Some(&sixth)).expect("read"));
     }
 
     #[test]

@@ -229,7 +229,8 @@ impl Release {
             }
             return Ok(());
         }
-        // Durable before the first mark is set: a list that is complete stays so.
+        // Durable before the first mark is set: a list that is complete stays so. The disk's new generation is durable
+        // before the first byte goes: a list from a backup that lacks these is known not to be complete.
         let stubs: Vec<Stub> = wanted
             .iter()
             .map(|wanted| Stub {
@@ -237,7 +238,14 @@ impl Release {
                 handle: wanted.mark.handle.clone(),
             })
             .collect();
-        lock(&self.residency).add(&stubs, Time::now().seconds)?;
+        let generation = lock(&self.residency).add(&stubs, Time::now().seconds)?;
+        if let Err(error) = space::set_mark(self.mount.root(), &generation.to_bytes()) {
+            tracing::warn!(%error, "nothing is released");
+            for wanted in wanted {
+                each(wanted.row.file, Err(Refused::InUse));
+            }
+            return Ok(());
+        }
         let set = |wanted: Wanted| (wanted.row.file, self.set_mark(wanted));
         let mut marked = Vec::new();
         for (file, candidate) in each_in_parts(wanted, set) {

@@ -192,7 +192,7 @@ impl Residents {
     ) -> Result<(), ResidentsError> {
         if !self.is_complete(residency, fs_uuid)? {
             self.census(shared, residency, catalog, log_id)?;
-            let mark = lock(residency).new_generation()?;
+            let mark = lock(residency).next_generation()?;
             space::set_mark(self.mount.root(), &mark.to_bytes())?;
             io::syncfs(self.mount.root())?;
             lock(residency).set_complete(fs_uuid, &mark)?;

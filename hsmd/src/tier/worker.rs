@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -141,6 +141,22 @@ fn looks_at(config: &Config, log_id: LogId) -> fetch::Look {
     })
 }
 
+/// The list of stubs of this disk.
+fn open_list(
+    catalog: &Path,
+    fs_uuid: &[u8; 16],
+    mount: &PrivateMount,
+) -> Result<StubList, TierError> {
+    let mut list = StubList::open(&residency::path_beside(catalog))?;
+    list.keep_for(fs_uuid)?;
+    if !list.is_complete(fs_uuid, mark::of_disk(mount.root())?.as_ref())? {
+        // Disk or list was set back. What is released or recalled from here on gives the disk a generation that the
+        // list knows.
+        list.set_incomplete()?;
+    }
+    Ok(list)
+}
+
 impl Tier {
     /// Sets the marks; the threads are for [`Self::bodies`].
     pub fn new(inherited: Ends, parts: Parts<'_>) -> Result<Self, TierError> {
@@ -170,8 +186,7 @@ impl Tier {
         )?;
         events.ignore_mount(mount.root())?;
         let residents = Arc::new(residents);
-        let mut list = StubList::open(&residency::path_beside(&config.catalog))?;
-        list.keep_for(&fs_uuid)?;
+        let list = open_list(&config.catalog, &fs_uuid, &mount)?;
         let list = Arc::new(Mutex::new(list));
         let busy = Arc::new(Busy::default());
         let vouched = Arc::new(Vouched::default());
