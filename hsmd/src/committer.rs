@@ -623,9 +623,10 @@ impl Committer {
         self.last_commit = Instant::now();
         self.folded = self.parts.catalog.folded();
         let folded = self.folded.map_or(0, Lsn::get);
-        self.parts
-            .shared
-            .advance(|progress| progress.folded = folded);
+        self.parts.shared.advance(|progress| {
+            progress.folded = folded;
+            progress.seen_folded = progress.seen;
+        });
         Ok(())
     }
 
@@ -675,7 +676,10 @@ impl Committer {
         };
         let mut turn = self.examiner.turn(&mut now, done, hints)?;
         let ops = std::mem::take(&mut turn.ops);
-        self.local |= turn.seen;
+        if turn.seen {
+            self.local = true;
+            self.parts.shared.advance(|progress| progress.seen += 1);
+        }
         let taken = ops.is_empty() || self.commit(ops)?;
         if !taken {
             self.one_by_one = turn.settled() * 2 + 1;

@@ -25,7 +25,7 @@ use tierfs::spool::Spool;
 use tierfs::{FileId, LogId, Lsn, Time};
 
 use crate::board::{self, Board, PoolView, VolumeView};
-use crate::capture::hints::{Beside, Hint, Key};
+use crate::capture::hints::{Beside, Hint, Key, Look};
 use crate::committer::Asked;
 use crate::config::Config;
 use crate::control::model::{
@@ -495,8 +495,12 @@ impl Core for Service {
             self.shared.wake();
             self.wait_until(cancelled, || self.board.copied(lsn))?;
         }
-        // Whoever asks next, for a state or a pin, must find what was waited for.
-        self.wait_until(cancelled, || self.shared.progress().folded >= lsn)?;
+        // Whoever asks next, for a state, a pin or a release, must find what was waited for.
+        let seen = self.shared.progress().seen;
+        self.wait_until(cancelled, || {
+            let now = self.shared.progress();
+            now.folded >= lsn && now.seen_folded >= seen
+        })?;
         Ok(SyncDone {
             lsn: lsn_of(lsn),
             waited_ms: millis(started.elapsed()),
@@ -567,6 +571,23 @@ impl Core for Service {
             path: in_log,
             ctime: Some(crate::capture::facts::time_of(stat.ctime)),
         })
+    }
+
+    fn is_examined(&self, file: FileId, handle: &Handle, ctime: tierfs::Time) -> bool {
+        let vouches = |tier: &Arc<Tier>| tier.vouches(handle, (ctime.seconds, ctime.nanos));
+        self.shared.unread.knows(file, ctime) || self.tier.as_ref().is_some_and(vouches)
+    }
+
+    fn look_closely(&self, files: &[FileId]) -> Result<(), CoreError> {
+        let catalog = self.catalog()?;
+        for file in files {
+            let row = catalog.queries().inode(*file)?;
+            let handle = row.and_then(|row| Handle::from_bytes(&row.handle?).ok());
+            let key = handle.map(Key::Inode);
+            self.shared
+                .note(key.map(|key| (key, Look::Content, Beside::Nothing)));
+        }
+        Ok(())
     }
 
     fn pending(&self, file: u64) -> Option<Pending> {

@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use tierfs::Time;
 
 use crate::capture::hints::{Hints, Noted};
+use crate::capture::unread::Unread;
 use crate::control::model::{Event, Notice, Severity, State};
 use crate::control::when::When;
 use crate::examination::{Covers, Examination, Facts};
@@ -37,6 +38,11 @@ pub struct Progress {
     pub durable: u64,
     /// The last one that the catalog's readers see.
     pub folded: u64,
+    /// How often change times were noted that led to no transaction, and how many of these the catalog's
+    /// readers see.
+    pub seen: u64,
+    /// See there.
+    pub seen_folded: u64,
 }
 
 /// Something that an administrator should know.
@@ -160,6 +166,8 @@ pub struct Shared {
     pub counters: Counters,
     /// Since when (unix seconds) everything that happens raises an event.
     pub watched_since: AtomicI64,
+    /// What is examined but for its content.
+    pub unread: Unread,
     /// Directories that were asked to be walked, and are not yet.
     pub walks: AtomicUsize,
     unwalked: Mutex<VecDeque<Handle>>,
@@ -203,6 +211,7 @@ impl Shared {
             sweeping: AtomicBool::new(false),
             counters: Counters::default(),
             watched_since: AtomicI64::new(i64::MAX),
+            unread: Unread::default(),
             walks: AtomicUsize::new(0),
             unwalked: Mutex::default(),
             troubles: Mutex::default(),
@@ -400,7 +409,11 @@ impl Shared {
         let Trouble {
             what, why, todo, ..
         } = &trouble;
-        tracing::warn!(key, "{what}: {why}; {todo}");
+        if trouble.severe {
+            tracing::error!(key, "{what}: {why}; {todo}");
+        } else {
+            tracing::warn!(key, "{what}: {why}; {todo}");
+        }
         self.tell(&Event::Notice {
             time: When::now(),
             notice: trouble.notice(),

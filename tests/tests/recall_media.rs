@@ -311,6 +311,24 @@ fn what_is_damaged_everywhere_is_an_error_that_names_it() {
     assert_eq!(fs::read(system.at("whole")).expect("read"), b"whole");
     let ran = system.tierctl(&["recall", "--wait", path.to_str().expect("ASCII")]);
     assert!(ran.code != 0, "{ran}");
+    // Nobody is told that such a file comes back, or that one on the disk alone is in the log.
+    let whole = system.at("whole");
+    let asked = [
+        "state",
+        "--json",
+        path.to_str().expect("ASCII"),
+        whole.to_str().expect("ASCII"),
+    ];
+    let _ = system.wait_for("damage is known", |_| {
+        let ran = system.tierctl(&asked);
+        let states = ran.json()["states"].clone();
+        ran.code == 1
+            && states[0]["state"] == "lost"
+            && states[0]["nowhere_bytes"] == 3_000_000
+            && states[0]["pending"].is_null()
+            && states[1]["state"] == "logged"
+            && states[1]["nowhere_bytes"] == 5
+    });
     // What is lost is not logged as something else: neither as zeros nor as gone.
     system.sync(&["--sweep"]);
     let lsn = system.status()["durable_lsn"].clone();

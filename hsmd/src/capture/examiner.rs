@@ -20,6 +20,7 @@ use super::facts::{Certainty, Facts, time_of};
 use super::hints::{Beside, EntryKey, Hint, Hints, Key, Look};
 use super::namespace::{self, Namespace, Verdict};
 use super::tree::Tree;
+use super::unread::Seen;
 use super::worker::{Done, Job, JobQueue, WorkError};
 use crate::shared::Shared;
 use crate::sys;
@@ -52,13 +53,9 @@ const KEPT_MAX: usize = 1000;
 const KEPT_FOR: Duration = Duration::from_secs(3);
 /// The same, while another file is read first, which may be large.
 const KEPT_FOR_ANOTHER: Duration = Duration::from_mins(10);
-/// Files remembered whose change time says nothing of their content ([`Certainty::Unread`]), and how long
-/// it takes until it does: a write that came before their examination has raised its event by then. Of
-/// others the next sweep reads the content.
-const UNREAD_MAX: usize = 100_000;
+/// How long it takes until a change time speaks of a file's content that was not read ([`Certainty::Unread`]): a
+/// write that came before its examination has raised its event by then.
 const UNREAD_FOR: Duration = Duration::from_mins(2);
-/// How often those are looked through.
-const UNREAD_EVERY: Duration = Duration::from_secs(5);
 
 /// Why a turn fails; the daemon ends with it.
 #[derive(Debug, thiserror::Error)]
@@ -75,13 +72,6 @@ struct InFlight {
     turn: u64,
     /// Its id, where the log learnt it meanwhile.
     file: Option<FileId>,
-}
-
-/// A file whose attributes were examined, and its content was not.
-struct Unread {
-    ctime: Time,
-    size: u64,
-    until: Instant,
 }
 
 /// What the caller knows at a turn.
@@ -102,9 +92,7 @@ pub struct Examiner {
     in_flight: HashMap<Handle, InFlight>,
     not_before: HashMap<Handle, Instant>,
     kept: HashMap<Handle, (Arc<Facts>, Instant)>,
-    unread: HashMap<FileId, Unread>,
     unread_for: Duration,
-    unread_looked_at: Instant,
     turn: u64,
 }
 
@@ -173,9 +161,7 @@ impl Examiner {
             in_flight: HashMap::new(),
             not_before: HashMap::new(),
             kept: HashMap::new(),
-            unread: HashMap::new(),
             unread_for: UNREAD_FOR,
-            unread_looked_at: Instant::now(),
             turn: 0,
         })
     }
@@ -620,7 +606,7 @@ impl Examiner {
         turn: &mut Turn,
     ) -> Result<(), Error> {
         if let Some(row) = row {
-            self.remember(row.file, &facts);
+            self.remember(row.file, &facts, now.shared);
             changes(now.catalog, &row, &facts, turn)?;
             turn.split(hints);
         } else if facts
@@ -687,39 +673,29 @@ impl Examiner {
     }
 
     /// What a change time that was found says about a file's content.
-    fn remember(&mut self, file: FileId, facts: &Facts) {
+    fn remember(&self, file: FileId, facts: &Facts, shared: &Shared) {
         match facts.certainty {
             Certainty::Same => {}
-            Certainty::Unread if facts.unreadable.is_none() && self.unread.len() < UNREAD_MAX => {
-                let unread = Unread {
+            Certainty::Unread if facts.unreadable.is_none() => {
+                let seen = Seen {
                     ctime: time_of(facts.stat.ctime),
                     size: facts.stat.size,
-                    until: Instant::now() + self.unread_for,
                 };
-                self.unread.insert(file, unread);
+                let until = Instant::now() + self.unread_for;
+                shared.unread.note(file, seen, until);
             }
-            _ => drop(self.unread.remove(&file)),
+            _ => shared.unread.forget(file),
         }
     }
 
-    /// Notes change times that say something of the content by now: whatever raised an event before
-    /// them has been examined, and that would have taken the file off the list.
+    /// Notes change times that say something of the content by now.
     fn confirm(&mut self, now: &mut Now<'_>, turn: &mut Turn) -> Result<(), Error> {
-        let time = Instant::now();
-        let every = UNREAD_EVERY.min(self.unread_for);
-        if self.unread.is_empty() || time.duration_since(self.unread_looked_at) < every {
-            return Ok(());
-        }
-        self.unread_looked_at = time;
-        let oldest = now.shared.hints().oldest().map(|(since, _)| since);
-        let ripe = |unread: &Unread| {
-            unread.until <= time && oldest.is_none_or(|since| since > unread.until)
-        };
-        for (file, unread) in self.unread.extract_if(|_, unread| ripe(unread)) {
+        let oldest = || now.shared.hints().oldest().map(|(since, _)| since);
+        for (file, seen) in now.shared.unread.take_ripe(self.unread_for, oldest) {
             let row = now.catalog.queries().inode(file)?;
-            if row.is_some_and(|row| row.size == unread.size && !row.fuzzy) {
+            if row.is_some_and(|row| row.size == seen.size && !row.fuzzy) {
                 now.catalog
-                    .set_seen(file, unread.ctime, unread.size, Time::now())?;
+                    .set_seen(file, seen.ctime, seen.size, Time::now())?;
                 turn.seen = true;
             }
         }

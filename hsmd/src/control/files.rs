@@ -13,6 +13,7 @@ use tierfs::record::{Kind, UNRESTORABLE_FSCRYPT, UNRESTORABLE_UNREADABLE, UNREST
 
 use super::methods::PathParameters;
 use super::model::{FileCopy, FileState, FileStateWord, Located, Pending, Status};
+use super::needs::{Places, Sum};
 use super::peer::{OpenError, Peer};
 use super::varlink::Failure;
 use super::when::When;
@@ -33,26 +34,59 @@ pub(super) fn state(
     if let Some(file) = located.file.and_then(FileId::new) {
         let catalog = core.catalog()?;
         catalog.snapshot(|queries| fill(&mut state, queries, file, &located, &status))?;
+        if let (Ok(handle), Some(ctime)) = (Handle::from_bytes(&located.handle), located.ctime)
+            && core.is_examined(file, &handle, ctime)
+        {
+            state.pending = None;
+        }
+        let residency = residency(core, &located)?;
+        // While a file has a stub's mark nobody writes to it: its change time is of our own doing.
+        if residency != Residency::Resident {
+            state.pending = None;
+        }
         state.pending = core.pending(file.get()).or(state.pending);
         if state.pending.is_some() {
             state.state = FileStateWord::Dirty;
         }
-        if let Ok(tier) = core.tier()
-            && let Ok(handle) = Handle::from_bytes(&located.handle)
-        {
-            match tier.residency_of(&handle) {
-                Ok(Residency::Resident) => {}
-                Ok(Residency::Partial) => state.state = FileStateWord::Partial,
-                Ok(Residency::Stub) => state.state = FileStateWord::Migrated,
-                Ok(Residency::Suspect(why)) => {
-                    state.state = FileStateWord::Suspect;
-                    state.unrestorable.push(why);
-                }
-                Err(error) => return Err(CoreError::Failed(error.to_string()).into()),
+        state.nowhere_bytes = nowhere(core, catalog.queries(), file)?;
+        state.state = match residency {
+            Residency::Resident | Residency::Filled => state.state,
+            Residency::Partial | Residency::Stub if state.nowhere_bytes > 0 => FileStateWord::Lost,
+            Residency::Partial => FileStateWord::Partial,
+            Residency::Stub => FileStateWord::Migrated,
+            Residency::Suspect(why) => {
+                state.unrestorable.push(why);
+                FileStateWord::Suspect
             }
-        }
+        };
     }
     Ok(state)
+}
+
+/// How much of a file's bytes is on disk.
+fn residency(core: &dyn Core, located: &Located) -> Result<Residency, CoreError> {
+    let (Ok(tier), Ok(handle)) = (core.tier(), Handle::from_bytes(&located.handle)) else {
+        return Ok(Residency::Resident);
+    };
+    let residency = tier.residency_of(&handle);
+    residency.map_err(|error| CoreError::Failed(error.to_string()))
+}
+
+/// Bytes of a file's content of which no good copy is known, neither in the spool nor on a volume.
+fn nowhere(core: &dyn Core, queries: Queries<'_>, file: FileId) -> Result<u64, CoreError> {
+    let content = queries.segments_of(file)?;
+    let mut lacked = false;
+    for segment in content.iter().map(|needed| needed.segment) {
+        let copies = segment.map_or_else(|| Ok(Vec::new()), |no| queries.copies(no))?;
+        lacked |= !copies.iter().any(|copy| crate::board::is_good(&copy.state));
+    }
+    // Only then it costs a look at all places.
+    if !lacked {
+        return Ok(0);
+    }
+    let (mut places, mut sum) = (Places::look(core, queries)?, Sum::default());
+    places.add(queries, &content, &mut sum)?;
+    Ok(places.name(sum).nowhere_bytes)
 }
 
 /// The inode that a path names, which `asker` may read, where that is given.
@@ -119,6 +153,7 @@ fn blank(asked: &PathParameters, status: &Status, located: &Located) -> FileStat
         pools_having: 0,
         pools: status.pools.len() as u64,
         copies: Vec::new(),
+        nowhere_bytes: 0,
     }
 }
 

@@ -32,6 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::fetch::{self, Copies};
+use crate::sys::handle::Handle;
 use model::{Event, Located, Pending, Status, SyncDone, SyncRequest, VerifyDone, VerifyProgress};
 
 /// The daemon, as the control socket sees it. Calls come from any thread, and may block.
@@ -62,6 +63,17 @@ pub trait Core: Send + Sync + 'static {
 
     /// Why the file is dirty; `None` when it is not.
     fn pending(&self, file: u64) -> Option<Pending>;
+
+    /// Whether a file with this change time is known to be in the log as it is, though the catalog does not
+    /// have that change time yet.
+    fn is_examined(&self, _file: tierfs::FileId, _handle: &Handle, _ctime: tierfs::Time) -> bool {
+        false
+    }
+
+    /// Has the content of files compared with the log; a sync waits for that.
+    fn look_closely(&self, _files: &[tierfs::FileId]) -> Result<(), CoreError> {
+        Ok(())
+    }
 
     /// Reads all of a volume back and compares it with its inventory; stops on `Break`.
     fn verify_volume(

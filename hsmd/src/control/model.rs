@@ -560,6 +560,9 @@ pub struct FileState {
     pub pools: u64,
     /// The volumes that hold something of its newest version.
     pub copies: Vec<FileCopy>,
+    /// Bytes of its content of which no good copy is known, neither in the spool nor on a volume.
+    #[serde(default)]
+    pub nowhere_bytes: u64,
 }
 
 /// The states of hsm(7).
@@ -580,6 +583,8 @@ pub enum FileStateWord {
     Migrated,
     /// It reads as nothing that the log has: a mark of another file, and no data.
     Suspect,
+    /// Released, and of some of its content no good copy is known.
+    Lost,
 }
 
 /// What became of a file that was to be released or recalled.

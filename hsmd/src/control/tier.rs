@@ -40,7 +40,8 @@ pub struct PlanParameters {
 pub struct MoveParameters {
     /// Absolute, on the watched mount; at most [`PATHS_MAX`].
     pub paths: Vec<PathText>,
-    /// Recall: answer when the files are back, not when they are asked for.
+    /// Recall: answer when the files are back, not when they are asked for. Release: have the content compared
+    /// of files whose change time says nothing of it; after a sync they can be released.
     #[serde(default)]
     pub wait: bool,
     /// Release: only say what could be released.
@@ -105,7 +106,11 @@ pub(super) fn release(core: &dyn Core, asked: &MoveParameters) -> Result<Vec<Mov
     }
     let mut files: Vec<FileId> = by_file.keys().copied().collect();
     files.sort_unstable();
+    let mut unsettled = Vec::new();
     let mut tell = |file: FileId, result: Result<u64, Refused>| {
+        if matches!(result, Err(Refused::Dirty)) {
+            unsettled.push(file);
+        }
         // A file that was named twice is released once.
         for path in by_file.remove(&file).unwrap_or_default() {
             results.push(match &result {
@@ -124,6 +129,9 @@ pub(super) fn release(core: &dyn Core, asked: &MoveParameters) -> Result<Vec<Mov
         tell(file, result.map(|released| released.freed));
     })
     .map_err(CoreError::from)?;
+    if asked.wait {
+        core.look_closely(&unsettled)?;
+    }
     Ok(results)
 }
 

@@ -58,7 +58,7 @@ pub enum Refused {
     Already,
     /// Not now.
     #[error(
-        "it was changed since it was logged, or is not examined to the end yet: wait, or run `tierctl sync`"
+        "it, its name or its attributes were changed, and its content was not compared with the log since: wait for two minutes, or release it with --wait"
     )]
     Dirty,
     /// It was read while it changed.

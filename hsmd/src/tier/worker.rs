@@ -465,7 +465,7 @@ impl Tier {
     pub fn residency_of(&self, handle: &Handle) -> Result<Residency, Error> {
         Ok(match self.look(handle)? {
             Some((_, Marked::Suspect(why))) => Residency::Suspect(why),
-            Some((_, Marked::Stub(mark))) if mark.stage.is_filled() => Residency::Resident,
+            Some((_, Marked::Stub(mark))) if mark.stage.is_filled() => Residency::Filled,
             Some((fd, Marked::Stub(_) | Marked::Snapshot(_))) if mark::has_data(fd.as_fd())? => {
                 Residency::Partial
             }
@@ -531,6 +531,8 @@ impl Tier {
 pub enum Residency {
     /// All.
     Resident,
+    /// All, by a recall that is not finished: as long as the file has its mark nobody writes to it.
+    Filled,
     /// Some.
     Partial,
     /// Nothing.

@@ -66,8 +66,16 @@ fn is_fatal(error: &anyhow::Error) -> bool {
 }
 
 fn exit(report: &Report) -> Exit {
-    let unsafe_yet =
-        |state: &FileState| matches!(state.state, FileStateWord::Untracked | FileStateWord::Dirty);
+    let unsafe_yet = |state: &FileState| {
+        state.nowhere_bytes > 0
+            || matches!(
+                state.state,
+                FileStateWord::Untracked
+                    | FileStateWord::Dirty
+                    | FileStateWord::Suspect
+                    | FileStateWord::Lost
+            )
+    };
     match (report.states.is_empty(), report.failures.is_empty()) {
         (true, false) => Exit::Error,
         (false, false) => Exit::Partly,
@@ -76,11 +84,27 @@ fn exit(report: &Report) -> Exit {
     }
 }
 
-/// The text about one file.
-pub(super) fn render(state: &FileState) -> String {
-    let (word, means) = match state.state {
+/// A file's state in a word, and what that means.
+fn words(state: &FileState) -> (&'static str, String) {
+    match state.state {
         FileStateWord::Untracked => ("untracked", "not in the log yet".to_owned()),
         FileStateWord::Dirty => ("dirty", "changed, and not yet in the log".to_owned()),
+        FileStateWord::Lost => (
+            "lost",
+            format!(
+                "released, and no good copy of {} of it is known; see hsm(7), \"A file cannot be recalled\"",
+                size(state.nowhere_bytes)
+            ),
+        ),
+        FileStateWord::Logged if state.nowhere_bytes > 0 => (
+            "logged",
+            format!(
+                "on {} of {} pools, no good copy of {} of it is known but on disk; see hsm(7), \"A volume is damaged\"",
+                state.pools_having,
+                state.pools,
+                size(state.nowhere_bytes)
+            ),
+        ),
         FileStateWord::Logged => (
             "logged",
             format!(
@@ -114,7 +138,12 @@ pub(super) fn render(state: &FileState) -> String {
                 state.pools_having, state.pools
             ),
         ),
-    };
+    }
+}
+
+/// The text about one file.
+pub(super) fn render(state: &FileState) -> String {
+    let (word, means) = words(state);
     let pinned = if state.pinned { ", pinned" } else { "" };
     let mut text = format!("{}: {word} ({means}){pinned}\n", name(&state.path.path));
     if let Some(pending) = &state.pending {

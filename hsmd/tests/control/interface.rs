@@ -437,6 +437,7 @@ fn file_state(path: PathText) -> FileState {
         pools_having: 0,
         pools: 0,
         copies: vec![],
+        nowhere_bytes: 0,
     }
 }
 
