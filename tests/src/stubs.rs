@@ -32,7 +32,7 @@ fn ask(system: &System, verb: &str, path: &Path) -> Ran {
 pub fn release(system: &System, path: &Path) {
     let ran = ask(system, "release", path);
     assert_eq!(ran.code, 0, "{ran}");
-    assert!(ran.stdout.starts_with("1 files released"), "{ran}");
+    assert!(ran.stdout.starts_with("1 file released"), "{ran}");
     let kib = kib_on_disk(path);
     assert!(kib <= 4, "{}: {kib} KiB on disk", path.display());
     assert!(is_marked(path), "{} has no mark", path.display());

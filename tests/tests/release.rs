@@ -145,6 +145,136 @@ fn names_recall_nothing(system: &System, kind: Kind) {
     );
 }
 
+fn states(system: &System, words: &[&str]) -> Vec<String> {
+    let mut all = vec!["state", "--json"];
+    all.extend(words);
+    let states = system.tierctl(&all).json()["states"].clone();
+    let states = states.as_array().expect("states").iter();
+    states
+        .map(|state| format!("{} {}", state["state"], state["pending"]))
+        .collect()
+}
+
+/// A new name or attribute is in the log at once, and is no reason to call the file changed. Whether its content
+/// is as logged is known when it was read again, which `--wait` sees to.
+#[test]
+fn what_got_another_name_a_moment_ago_is_released_with_wait() {
+    let system = exposed(Kind::Ext4);
+    let names = ["moved", "linked", "noted", "closed"];
+    for (seed, name) in (1..).zip(names) {
+        fs::write(system.at(name), noise(seed, 100_000)).expect("written");
+    }
+    system.sync_all();
+    fs::rename(system.at("moved"), system.at("moved.2")).expect("renamed");
+    fs::rename(system.at("moved.2"), system.at("moved")).expect("renamed");
+    fs::hard_link(system.at("linked"), system.at("linked.2")).expect("linked");
+    let mut note = Command::new("setfattr");
+    hsm_tests::loopfs::must(
+        note.args(["-n", "user.a", "-v", "b"])
+            .arg(system.at("noted")),
+    );
+    fs::set_permissions(system.at("closed"), fs::Permissions::from_mode(0o600)).expect("changed");
+    // No sweep, which would read them.
+    system.sync(&["--to", "media"]);
+    let paths: Vec<String> = names
+        .map(|name| system.at(name).display().to_string())
+        .to_vec();
+    let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+    assert_eq!(states(&system, &paths), ["\"premigrated\" null"; 4]);
+    let ran = system.tierctl(&[&["release"], &paths[..]].concat());
+    assert_eq!(ran.code, 1, "{ran}");
+    assert_eq!(
+        ran.stderr.matches("release it with --wait").count(),
+        4,
+        "{ran}"
+    );
+    let ran = system
+        .tierctl(&[&["release", "--wait"], &paths[..]].concat())
+        .done();
+    assert!(ran.stdout.starts_with("4 files released"), "{ran}");
+    assert_eq!(
+        states(&system, &paths)
+            .iter()
+            .filter(|state| state.starts_with("\"migrated\""))
+            .count(),
+        4
+    );
+    // While a recall is not finished the file is no changed one either.
+    for (seed, name) in (1..).zip(names) {
+        assert_eq!(
+            fs::read(system.at(name)).expect("read"),
+            noise(seed, 100_000)
+        );
+    }
+    for state in states(&system, &paths) {
+        assert!(
+            state.starts_with("\"premigrated\"") || state.contains("waits to be examined"),
+            "{state}"
+        );
+    }
+    system.check("after release with --wait");
+}
+
+/// What cannot be asked for is named, and the others do not suffer for it.
+#[test]
+fn one_path_that_is_wrong_spoils_no_other() {
+    let system = exposed(Kind::Ext4);
+    fs::create_dir_all(system.at("dir/closed")).expect("a directory");
+    for name in ["one", "two", "dir/three", "dir/closed/four"] {
+        fs::write(system.at(name), noise(1, 100_000)).expect("written");
+    }
+    fs::set_permissions(system.at("dir/closed"), fs::Permissions::from_mode(0o700))
+        .expect("changed");
+    system.sync_all();
+    let at = |name: &str| system.at(name).display().to_string();
+    let (one, two, dir, none) = (at("one"), at("two"), at("dir"), at("none"));
+    let list = system.home().at("list");
+    fs::write(&list, format!("{two}\n{none}\n")).expect("written");
+    let named = [
+        one.as_str(),
+        &dir,
+        "--from-file",
+        list.to_str().expect("ASCII"),
+    ];
+    for (verb, done) in [
+        ("migrate", "2 files are on every pool"),
+        ("release", "2 files released"),
+        ("recall", "2 files asked for"),
+    ] {
+        let ran = system.tierctl(&[&[verb], &named[..]].concat());
+        assert_eq!(ran.code, 3, "{ran}");
+        assert!(ran.stdout.contains(done), "{ran}");
+        assert!(
+            ran.stderr.contains(&format!("{none}: ")) && ran.stderr.contains("give --recursive"),
+            "{ran}"
+        );
+        let ran = system.tierctl(&[verb, &none]);
+        assert!(ran.code == 2 && ran.stderr.contains(&none), "{ran}");
+        let ran = system.tierctl(&[verb, "--json", &none, &one]);
+        assert!(ran.stdout.contains(&none), "{ran}");
+        assert!(ran.json()["files"].as_u64().is_some(), "{ran}");
+    }
+    // A user gets what he may have.
+    let all = system
+        .tierctl(&["release", "--wait", "--recursive", &dir])
+        .done();
+    assert!(all.stdout.starts_with("2 files released"), "{all}");
+    let mut asked = Command::new("setpriv");
+    let user = system.tierctl_command(&["recall", "--wait", "--recursive", &dir]);
+    asked.args(["--reuid=1000", "--regid=1000", "--clear-groups"]);
+    let ran = hsm_tests::program::run({
+        asked.arg(user.get_program()).args(user.get_args());
+        asked
+    });
+    assert_eq!(ran.code, 3, "{ran}");
+    assert!(ran.stdout.starts_with("1 file recalled"), "{ran}");
+    assert!(
+        ran.stderr
+            .contains("dir/closed: not done: it cannot be listed"),
+        "{ran}"
+    );
+}
+
 /// What a write takes away (capabilities, set-id bits) is there again after punch and recall.
 fn attributes_survive(kind: Kind) {
     let system = exposed(kind);

@@ -189,10 +189,10 @@ fn a_user_recalls_what_he_can_read_and_nothing_else() {
     system.sync(&[]);
 
     let done = as_nobody(&system, &["recall", "--wait", text(open)]).done();
-    assert!(done.stdout.starts_with("1 files recalled"), "{done}");
+    assert!(done.stdout.starts_with("1 file recalled"), "{done}");
     let plan = as_nobody(&system, &["recall", "--dry-run", text(asked)]).done();
     assert!(
-        plan.stdout.starts_with("1 files would be recalled"),
+        plan.stdout.starts_with("1 file would be recalled"),
         "{plan}"
     );
     assert!(is_marked(asked), "it was dry");

@@ -12,8 +12,10 @@ use super::format::{add, name, size, some};
 use super::path_parameters;
 use super::progress::Progress;
 use super::tier::batches;
-use crate::control::client::Client;
-use crate::control::model::{FileStateWord, PoolStatus, Status, SyncRequest, VolumeState};
+use crate::control::client::{Client, ClientError};
+use crate::control::model::{
+    FileStateWord, PathFailure, PoolStatus, Status, SyncRequest, VolumeState,
+};
 use crate::control::path::PathText;
 use crate::output::{self, Exit};
 
@@ -33,6 +35,8 @@ struct Report {
     missing_paths: Vec<PathText>,
     /// What had to be copied when it began.
     pools: Vec<PoolNeed>,
+    /// What could not be looked at.
+    failures: Vec<PathFailure>,
 }
 
 /// What a pool lacks of the files, and where that goes.
@@ -67,11 +71,12 @@ struct Found {
     there: u64,
     missing: u64,
     missing_paths: Vec<PathText>,
+    failures: Vec<PathFailure>,
 }
 
 pub(super) fn migrate(args: &Args, files: &Files) -> anyhow::Result<Exit> {
     let mut client = connect(args)?;
-    let batches = batches(files)?;
+    let (batches, mut failures) = batches(files)?;
     let mut found = look(&mut client, &batches)?;
     let status = client.status()?;
     let needs: Vec<PoolNeed> = status
@@ -91,12 +96,25 @@ pub(super) fn migrate(args: &Args, files: &Files) -> anyhow::Result<Exit> {
         wait(args, &mut client, &found.known)?;
         found = look(&mut client, &batches)?;
     }
+    let known = !found.known.is_empty();
+    failures.append(&mut found.failures);
+    for failure in failures.iter().filter(|_| !args.json) {
+        let what = format!("{}: {}", name(&failure.path.path), name(&failure.error));
+        output::error(PROGRAM, &what);
+    }
+    let exit = match (found.there, found.missing, failures.is_empty()) {
+        (_, 0, true) => Exit::Done,
+        (0, _, _) if known => Exit::No,
+        (0, _, false) => Exit::Error,
+        _ => Exit::Partly,
+    };
     if args.json {
         output::json(&Report {
             files: found.there,
             missing: found.missing,
             missing_paths: found.missing_paths,
             pools: needs,
+            failures,
         })?;
     } else {
         for path in &found.missing_paths {
@@ -106,16 +124,11 @@ pub(super) fn migrate(args: &Args, files: &Files) -> anyhow::Result<Exit> {
             );
             output::note(PROGRAM, &what);
         }
-        output::text(&format!(
-            "{} files are on every pool, {} are not\n",
-            found.there, found.missing
-        ))?;
+        let there = some(found.there, "file is", "files are");
+        let missing = some(found.missing, "is", "are");
+        output::text(&format!("{there} on every pool, {missing} not\n"))?;
     }
-    Ok(match (found.there, found.missing) {
-        (_, 0) => Exit::Done,
-        (0, _) => Exit::No,
-        _ => Exit::Partly,
-    })
+    Ok(exit)
 }
 
 /// The files' states, one by one.
@@ -123,10 +136,23 @@ fn look(client: &mut Client, batches: &[Vec<PathText>]) -> anyhow::Result<Found>
     let mut found = Found::default();
     for path in batches.iter().flatten() {
         let Some(path) = path.exact() else { continue };
-        let state = client.file_state(&path_parameters(&path)?)?;
+        let state = match client.file_state(&path_parameters(&path)?) {
+            Ok(state) => state,
+            Err(ClientError::Answered { message, .. }) => {
+                found.failures.push(PathFailure {
+                    path: PathText::of_path(&path),
+                    error: message,
+                });
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         let logged = !matches!(
             state.state,
-            FileStateWord::Untracked | FileStateWord::Dirty | FileStateWord::Suspect
+            FileStateWord::Untracked
+                | FileStateWord::Dirty
+                | FileStateWord::Suspect
+                | FileStateWord::Lost
         );
         found.known.push(Known {
             lsn: state.lsn.filter(|_| logged),

@@ -1,14 +1,16 @@
 //! `tierctl release` and `recall`: many files, a few hundred at a time.
 
-use std::io::Read;
+use std::fs;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::Serialize;
 
 use super::args::{Args, Files};
-use super::format::{name, size, some};
+use super::format::{add, name, size, some};
 use super::progress::Progress;
 use super::{PROGRAM, absolute, connect, needs};
 use crate::control::client::Client;
@@ -31,16 +33,25 @@ struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     needs: Option<Needs>,
     results: Vec<Moved>,
+    /// Files with which nothing had to be done, and files that have no data.
+    #[serde(skip)]
+    already: u64,
+    #[serde(skip)]
+    nothing: u64,
+    /// The daemon was asked of something, or would have been.
+    #[serde(skip)]
+    asked: bool,
 }
 
 pub(super) fn release(args: &Args, files: &Files) -> anyhow::Result<Exit> {
+    let mut client = connect(args)?;
+    let media = SyncRequest {
+        media: true,
+        sweep: false,
+    };
     if files.wait && !files.dry_run {
-        let request = SyncRequest {
-            media: true,
-            sweep: false,
-        };
         output::progress(&"waiting until everything is on every pool ...");
-        connect(args)?.sync(request)?;
+        client.sync(media)?;
         output::clear();
     }
     let done = if files.dry_run {
@@ -49,24 +60,74 @@ pub(super) fn release(args: &Args, files: &Files) -> anyhow::Result<Exit> {
         "released"
     };
     let freed = if files.dry_run { "large" } else { "freed" };
-    act(args, files, (done, freed), Client::release)
+    let mut report = Report::default();
+    let mut again = Vec::new();
+    let failures = for_each_batch(files, &mut |paths| {
+        report.asked = true;
+        let parameters = MoveParameters {
+            paths,
+            wait: files.wait,
+            dry_run: files.dry_run,
+        };
+        for result in client.release(&parameters)? {
+            if files.wait && result.word == MovedWord::Refused {
+                again.push(result.path);
+            } else {
+                note(args, &mut report, result);
+            }
+        }
+        show_released(&report, done, freed);
+        Ok(())
+    })?;
+    if !again.is_empty() && !files.dry_run {
+        // What was changed a moment ago is being compared with the log now.
+        client.sync(media)?;
+    }
+    let mut once_more = |paths| {
+        let parameters = MoveParameters {
+            paths,
+            wait: false,
+            dry_run: files.dry_run,
+        };
+        for result in client.release(&parameters)? {
+            note(args, &mut report, result);
+        }
+        show_released(&report, done, freed);
+        Ok(())
+    };
+    let mut batches = Batches::new(&mut once_more);
+    for path in again.iter().filter_map(PathText::exact) {
+        batches.add(&path)?;
+    }
+    batches.finish()?;
+    note_all(args, &mut report, failures);
+    output::clear();
+    finish(args, &report, done, freed, "")
+}
+
+fn show_released(report: &Report, done: &str, freed: &str) {
+    output::progress(&format_args!(
+        "{} {done}, {} {freed}",
+        some(report.files, "file", "files"),
+        size(report.bytes)
+    ));
 }
 
 /// First what it needs, for an operator who may have to fetch tapes; then how far it is.
 pub(super) fn recall(args: &Args, files: &Files) -> anyhow::Result<Exit> {
     let mut client = connect(args)?;
-    let batches = batches(files)?;
+    let (batches, failures) = batches(files)?;
     let plan = plan_recall(&mut client, &batches)?;
     let mut report = Report {
         needs: Some(plan.needs.clone()),
+        asked: !batches.is_empty(),
         ..Report::default()
     };
+    note_all(args, &mut report, failures);
     if files.dry_run {
         report.files = plan.files;
         report.bytes = plan.needs.bytes;
-        for failure in plan.failures {
-            note(args, &mut report, failed(failure));
-        }
+        note_all(args, &mut report, plan.failures);
         let first = "would be recalled";
         return finish(
             args,
@@ -130,46 +191,17 @@ pub(super) fn plan_recall(
     Ok(all)
 }
 
-fn failed(failure: PathFailure) -> Moved {
-    Moved {
-        path: failure.path,
-        word: MovedWord::Failed,
-        bytes: 0,
-        why: Some(failure.error),
-    }
-}
-
-fn act(
-    args: &Args,
-    files: &Files,
-    (done, moved): (&str, &str),
-    ask: impl Fn(
-        &mut Client,
-        &MoveParameters,
-    ) -> Result<Vec<Moved>, crate::control::client::ClientError>,
-) -> anyhow::Result<Exit> {
-    let mut client = connect(args)?;
-    let mut report = Report::default();
-    let mut asked = 0;
-    for_each_batch(files, &mut |paths| {
-        asked += paths.len();
-        let parameters = MoveParameters {
-            paths,
-            wait: files.wait,
-            dry_run: files.dry_run,
+/// What could not even be asked for.
+fn note_all(args: &Args, report: &mut Report, failures: Vec<PathFailure>) {
+    for failure in failures {
+        let moved = Moved {
+            path: failure.path,
+            word: MovedWord::Failed,
+            bytes: 0,
+            why: Some(failure.error),
         };
-        for result in ask(&mut client, &parameters)? {
-            note(args, &mut report, result);
-        }
-        output::progress(&format_args!(
-            "{} of {asked} files {done}, {} {moved}",
-            report.files,
-            size(report.bytes)
-        ));
-        Ok(())
-    })?;
-    output::clear();
-    finish(args, &report, done, moved, "")
+        note(args, report, moved);
+    }
 }
 
 /// Prints what was done, or would be; `more` stands below it.
@@ -189,13 +221,38 @@ fn finish(
         } else {
             String::new()
         };
-        output::text(&format!("{} files {done}{amount}\n{more}", report.files))?;
+        let files = some(report.files, "file", "files");
+        let rest = left_alone(report);
+        output::text(&format!("{files} {done}{amount}{rest}\n{more}"))?;
     }
     Ok(match (report.files, failed) {
         (_, false) => Exit::Done,
+        (0, true) if !report.asked => Exit::Error,
         (0, true) => Exit::No,
         (_, true) => Exit::Partly,
     })
+}
+
+/// Files with which nothing was done because nothing had to be.
+fn left_alone(report: &Report) -> String {
+    let mut text = String::new();
+    if report.already > 0 {
+        let already = some(report.already, "is", "are");
+        let so = if report.needs.is_some() {
+            "on disk"
+        } else {
+            "released"
+        };
+        add!(text, "; {already} {so} already");
+    }
+    if report.nothing > 0 {
+        add!(
+            text,
+            "; {} no data that could be released",
+            some(report.nothing, "has", "have")
+        );
+    }
+    text
 }
 
 fn is_well(word: MovedWord) -> bool {
@@ -215,7 +272,8 @@ fn note(args: &Args, report: &mut Report, result: Moved) {
             report.files += 1;
             report.bytes += result.bytes;
         }
-        MovedWord::Already | MovedWord::Nothing => {}
+        MovedWord::Already => report.already += 1,
+        MovedWord::Nothing => report.nothing += 1,
         MovedWord::Refused | MovedWord::Failed | MovedWord::Cancelled => {
             if !args.json {
                 let why = result.why.as_deref().unwrap_or("it failed");
@@ -232,14 +290,15 @@ fn note(args: &Args, report: &mut Report, result: Moved) {
     }
 }
 
-/// All files that were named, in batches: what they need is shown before the first is touched.
-pub(super) fn batches(files: &Files) -> anyhow::Result<Vec<Vec<PathText>>> {
+/// All files that were named, in batches: what they need is shown before the first is touched. And what
+/// could not be looked at.
+pub(super) fn batches(files: &Files) -> anyhow::Result<(Vec<Vec<PathText>>, Vec<PathFailure>)> {
     let mut all = Vec::new();
-    for_each_batch(files, &mut |batch| {
+    let failures = for_each_batch(files, &mut |batch| {
         all.push(batch);
         Ok(())
     })?;
-    Ok(all)
+    Ok((all, failures))
 }
 
 /// Paths in batches that fit into a request.
@@ -289,45 +348,68 @@ pub(super) fn named(paths: &[PathBuf], list: Option<&Path>) -> anyhow::Result<Ve
         .collect()
 }
 
-/// All files that were named, a batch at a time.
+/// All files that were named, a batch at a time. Gives what could not be looked at: the others do not
+/// suffer for it.
 fn for_each_batch(
     files: &Files,
     each: &mut dyn FnMut(Vec<PathText>) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let mut batches = Batches::new(each);
+) -> anyhow::Result<Vec<PathFailure>> {
+    let (mut batches, mut failures) = (Batches::new(each), Vec::new());
     for path in named(&files.paths, files.from_file.as_deref())? {
-        let is_dir = std::fs::symlink_metadata(&path)
-            .with_context(|| path.display().to_string())?
-            .is_dir();
-        if is_dir && files.recursive {
-            walk(&path, &mut |file| batches.add(file))?;
-        } else if is_dir {
-            anyhow::bail!(
-                "{} is a directory: give --recursive for everything below it",
-                path.display()
-            );
-        } else {
-            batches.add(&path)?;
+        match fs::symlink_metadata(&path) {
+            Err(error) => failures.push(failure(&path, error.to_string())),
+            Ok(meta) if !meta.is_dir() => batches.add(&path)?,
+            Ok(meta) if files.recursive => {
+                walk(&path, meta.dev(), &mut failures, &mut |file| {
+                    batches.add(file)
+                })?;
+            }
+            Ok(_) => {
+                let why = "it is a directory: give --recursive for everything below it";
+                failures.push(failure(&path, why.to_owned()));
+            }
         }
     }
-    batches.finish()
+    batches.finish()?;
+    Ok(failures)
 }
 
-/// Regular files below a directory of the same filesystem. Nothing is opened but directories.
-fn walk(top: &Path, add: &mut dyn FnMut(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    use std::os::unix::fs::MetadataExt;
-    let device = std::fs::metadata(top)?.dev();
+fn failure(path: &Path, error: String) -> PathFailure {
+    PathFailure {
+        path: PathText::of_path(path),
+        error,
+    }
+}
+
+/// Regular files below a directory of the filesystem `device`. Nothing is opened but directories.
+fn walk(
+    top: &Path,
+    device: u64,
+    failures: &mut Vec<PathFailure>,
+    add: &mut dyn FnMut(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let mut todo = vec![top.to_owned()];
     while let Some(dir) = todo.pop() {
-        let entries = match std::fs::read_dir(&dir) {
+        let mut failed = |error: io::Error| {
+            failures.push(failure(&dir, format!("it cannot be listed: {error}")));
+        };
+        let entries = match fs::read_dir(&dir) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            // It was deleted meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => {
-                return Err(error).with_context(|| format!("listing {}", dir.display()));
+                failed(error);
+                continue;
             }
         };
         for entry in entries {
-            let entry = entry.with_context(|| format!("listing {}", dir.display()))?;
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(error) => {
+                    failed(error);
+                    break;
+                }
+            };
             let Ok(meta) = entry.metadata() else { continue };
             if meta.is_dir() && meta.dev() == device {
                 todo.push(entry.path());
@@ -342,9 +424,9 @@ fn walk(top: &Path, add: &mut dyn FnMut(&Path) -> anyhow::Result<()>) -> anyhow:
 fn read_list(list: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut bytes = Vec::new();
     if list == Path::new("-") {
-        std::io::stdin().lock().read_to_end(&mut bytes)
+        io::stdin().lock().read_to_end(&mut bytes)
     } else {
-        std::fs::File::open(list).and_then(|mut file| file.read_to_end(&mut bytes))
+        fs::File::open(list).and_then(|mut file| file.read_to_end(&mut bytes))
     }
     .with_context(|| format!("reading the list of files {}", list.display()))?;
     let end = if bytes.contains(&0) { 0 } else { b'\n' };
