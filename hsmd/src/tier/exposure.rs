@@ -192,7 +192,7 @@ impl Exposure {
         !is_device_used(&self.device).unwrap_or(true)
     }
 
-    /// Which processes use the public mount, for messages.
+    /// Which processes, and mounts below it, use the public mount, for messages.
     pub fn users(&self) -> String {
         const NAMED: usize = 8;
         let mut users = Vec::new();
@@ -220,8 +220,14 @@ impl Exposure {
                 users.push(format!("{} ({pid})", command.trim_end()));
             }
         }
+        let below = mounts().unwrap_or_default().into_iter();
+        let below = below.filter(|mount| {
+            mount.mount_point != self.place && mount.mount_point.starts_with(&self.place)
+        });
+        users.extend(below.map(|mount| format!("the mount {}", mount.mount_point.display())));
         match users.len() {
-            0 => "a process that cannot be told".to_owned(),
+            0 => "something that no process can be told of (a loop device, an overlay, an exported or swap file)"
+                .to_owned(),
             count if count > NAMED => {
                 format!("{} and {} more", users[..NAMED].join(", "), count - NAMED)
             }

@@ -276,6 +276,7 @@ pub fn render(status: &Status) -> String {
     for notice in &status.notices {
         text.push_str(&notice_text(notice, status.now));
     }
+    text.push_str(&away(status));
     text.push('\n');
     text.push_str(&overview(status));
     text.push_str(&lag(status));
@@ -283,6 +284,33 @@ pub fn render(status: &Status) -> String {
         text.push_str(&pool_text(pool, status));
     }
     text.push_str(&counters(status));
+    text
+}
+
+/// Volumes that are not here while files are released. Nothing has to be copied to them, or a notice would say
+/// so; but what lies on them alone cannot be had.
+fn away(status: &Status) -> String {
+    let mut text = String::new();
+    if status
+        .released
+        .as_ref()
+        .is_none_or(|released| released.files == 0)
+    {
+        return text;
+    }
+    for pool in status.pools.iter().filter(|pool| pool.waiting.is_none()) {
+        for volume in &pool.volumes {
+            if volume.state == VolumeState::Absent && volume.segments > 0 {
+                add!(
+                    text,
+                    "  note: volume {} of pool {} is away: released files whose content is on no other volume that is here wait until it is at {} again\n",
+                    volume.serial.as_deref().unwrap_or("-"),
+                    pool.name,
+                    name(&volume.path)
+                );
+            }
+        }
+    }
     text
 }
 

@@ -126,6 +126,18 @@ fn a_volume_is_missing() {
     check("volume-missing.txt", Word::NotSafe, &status);
 }
 
+/// Nothing is to be copied to it, so all is safe; but who wants a released file had better know.
+#[test]
+fn a_volume_is_away_while_files_are_released() {
+    let mut status = all_well();
+    status.pools[1].volumes[0].state = VolumeState::Absent;
+    assert_eq!(verdict(&status).word, Word::Safe);
+    let away = "  note: volume 91827364a5b6c7d8 of pool b is away: released files whose content is on no other volume that is here wait until it is at /archive/b1 again\n";
+    assert!(render(&status).contains(away), "{}", render(&status));
+    status.released = None;
+    assert!(!render(&status).contains("is away"));
+}
+
 #[test]
 fn the_spool_is_full() {
     let mut status = without_volume();

@@ -66,7 +66,7 @@ impl Class {
                 "make room: delete or unpin something, let a rule of the policy release more (hsm-policy(5)), or raise the quota; whoever opens the file again tries again"
             }
             Self::Broken => {
-                "the file stays a stub, nothing is lost that the log has; see hsm(7), \"a file cannot be recalled\""
+                "opening it gives an error until a good copy is here: bring a volume that has one; what to do if there is none says hsm(7), \"A file cannot be recalled\""
             }
         }
     }
