@@ -131,7 +131,7 @@ pub struct Files {
     /// Paths from a file, one in each line, or with NUL between them if there is one (- for standard input)
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub from_file: Option<PathBuf>,
-    /// Wait until the files are there (recall), or on every copy (release)
+    /// Wait until the files are there (recall), or on every copy first (release); migrate always waits
     #[arg(long)]
     pub wait: bool,
     /// Only say what would be done
