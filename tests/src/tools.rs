@@ -79,6 +79,7 @@ impl Tool {
         match self.name {
             "cp --reflink=always (FICLONE)"
             | "ioctl(FICLONERANGE)"
+            | "ioctl(FICLONERANGE) into it"
             | "a store in a reflink copy" => kind != Kind::Ext4,
             "fallocate --collapse-range" | "fallocate --insert-range" => kind != Kind::Btrfs,
             _ => true,

@@ -27,6 +27,16 @@ pub(super) const COPIES: &[(&str, To, &str)] = &[
         r#"cp --sparse=auto --reflink=auto "$SRC" "$OUT""#,
     ),
     (
+        "cp --sparse=never --reflink=auto",
+        To::Same,
+        r#"cp --sparse=never --reflink=auto "$SRC" "$OUT""#,
+    ),
+    (
+        "cp --sparse=always --reflink=auto",
+        To::Same,
+        r#"cp --sparse=always --reflink=auto "$SRC" "$OUT""#,
+    ),
+    (
         "cp --sparse=never, elsewhere",
         To::Elsewhere,
         r#"cp --sparse=never "$SRC" "$OUT""#,
@@ -412,6 +422,28 @@ os.copy_file_range(new, source, 6, 0, 70000)
 ' "$SRC" "$DIR/new""#,
     ),
     (
+        "a store past the page cache (dd oflag=direct)",
+        To::Same,
+        Leaves::Source(|bytes| replaced(bytes, 69_632..73_728)),
+        r#"head -c 4096 /dev/zero | tr '\0' x >"$DIR/new"; dd if="$DIR/new" of="$SRC" bs=4096 seek=17 oflag=direct conv=notrunc status=none"#,
+    ),
+    (
+        "ioctl(FICLONERANGE) into it",
+        To::Same,
+        Leaves::Source(|bytes| replaced(bytes, 65_536..131_072)),
+        r#"head -c 65536 /dev/zero | tr '\0' x >"$DIR/new"; exec "$PY" -c '
+import fcntl, struct, sys
+with open(sys.argv[2], "rb") as new, open(sys.argv[1], "r+b") as source:
+    fcntl.ioctl(source, 0x4020940D, struct.pack("qQQQ", new.fileno(), 0, 65536, 65536))
+' "$SRC" "$DIR/new""#,
+    ),
+    (
+        "losetup, then a store",
+        To::Elsewhere,
+        Leaves::Source(stored),
+        r#"L=$(losetup --find --show "$SRC"); trap 'losetup -d "$L"' EXIT; printf stored | dd of="$L" bs=1 seek=70000 conv=notrunc,fsync status=none"#,
+    ),
+    (
         "sed -i",
         To::Elsewhere,
         Leaves::Source(|bytes| [bytes, b"after\n".to_vec()].concat()),
@@ -499,6 +531,13 @@ os.copy_file_range(new, source, 6, 0, 70000)
 fn stored(mut bytes: Vec<u8>) -> Vec<u8> {
     if let Some(place) = bytes.get_mut(70_000..70_006) {
         place.copy_from_slice(b"stored");
+    }
+    bytes
+}
+
+fn replaced(mut bytes: Vec<u8>, range: std::ops::Range<usize>) -> Vec<u8> {
+    if let Some(place) = bytes.get_mut(range) {
+        place.fill(b'x');
     }
     bytes
 }
