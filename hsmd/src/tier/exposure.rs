@@ -152,7 +152,7 @@ impl Exposure {
         }
         for mount in &seen {
             tracing::warn!(place = %mount.mount_point.display(), "a mount that was left behind is taken away");
-            if !mount::unmount(&mount.mount_point).map_err(sys)? {
+            if !self.unmount_left_behind(&mount.mount_point).map_err(sys)? {
                 return Err(refuse(
                     self.place.display(),
                     format!(
@@ -179,6 +179,21 @@ impl Exposure {
         Ok(())
     }
 
+    /// False: it is in use. What a killed guard had open there goes a moment after the guard, so nobody has to be
+    /// seen using it.
+    fn unmount_left_behind(&self, place: &Path) -> Result<bool, crate::sys::Error> {
+        let patience = Instant::now() + PATIENCE;
+        loop {
+            if mount::unmount(place)? {
+                return Ok(true);
+            }
+            if !self.known_users().is_empty() || Instant::now() >= patience {
+                return Ok(false);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Takes the public mount away. False: it is in use.
     pub fn hide(&self) -> Result<bool, crate::sys::Error> {
         if !self.is_exposed() {
@@ -195,6 +210,19 @@ impl Exposure {
     /// Which processes, and mounts below it, use the public mount, for messages.
     pub fn users(&self) -> String {
         const NAMED: usize = 8;
+        let users = self.known_users();
+        match users.len() {
+            0 => "something that no process can be told of (a loop device, an overlay, an exported or swap file)"
+                .to_owned(),
+            count if count > NAMED => {
+                format!("{} and {} more", users[..NAMED].join(", "), count - NAMED)
+            }
+            _ => users.join(", "),
+        }
+    }
+
+    /// Processes that use the public mount, with their ids, and mounts below it.
+    fn known_users(&self) -> Vec<String> {
         let mut users = Vec::new();
         for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let name = process.file_name();
@@ -225,13 +253,6 @@ impl Exposure {
             mount.mount_point != self.place && mount.mount_point.starts_with(&self.place)
         });
         users.extend(below.map(|mount| format!("the mount {}", mount.mount_point.display())));
-        match users.len() {
-            0 => "something that no process can be told of (a loop device, an overlay, an exported or swap file)"
-                .to_owned(),
-            count if count > NAMED => {
-                format!("{} and {} more", users[..NAMED].join(", "), count - NAMED)
-            }
-            _ => users.join(", "),
-        }
+        users
     }
 }
