@@ -8,6 +8,7 @@ pub mod loopfs;
 pub mod power;
 pub mod program;
 pub mod report;
+pub mod shadow;
 pub mod strace;
 pub mod stubs;
 pub mod sys;

@@ -630,6 +630,11 @@ impl System {
 
     /// The proof: everything synced, replayed from the media, and compared.
     pub fn check(&self, context: &str) {
+        drop(self.checked(context));
+    }
+
+    /// The same; gives what was replayed.
+    pub fn checked(&self, context: &str) -> LoopFs {
         self.sync_all();
         let fresh = self.replay_to_fresh(&[]);
         let found = differences(&Tree::read(self.root()), &Tree::read(fresh.root()));
@@ -637,6 +642,7 @@ impl System {
             self.tell_history(&self.at(&difference.path), &fresh.at(&difference.path));
         }
         assert!(found.is_empty(), "{context}: {}", listing(&found));
+        fresh
     }
 
     /// What is known of a file that does not come back.

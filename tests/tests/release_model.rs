@@ -1,5 +1,6 @@
 //! Random operations, release and recall at once, while worker and guard are killed, or the power fails:
-//! at the end everything comes back from the media as it is on the disk, and what was known reads right.
+//! what is in the files is known all the time from a model of them ([`hsm_tests::shadow`]), and at the end
+//! everything comes back from the media as it is on the disk.
 //!
 //! `HSM_SEED` brings a run back, `HSM_ROUNDS` makes more rounds.
 
@@ -14,6 +15,7 @@ use hsm_tests::changes::noise;
 use hsm_tests::loopfs::{Kind, ROOMY_BYTES};
 use hsm_tests::program::{Running, locate};
 use hsm_tests::report::say;
+use hsm_tests::shadow::{self, Shadow};
 use hsm_tests::stubs::{assert_reads, is_marked};
 use hsm_tests::sys;
 use hsm_tests::system::{Setup, System};
@@ -25,6 +27,13 @@ use rand::{RngExt, SeedableRng};
 const DISK_BYTES: u64 = 1 << 30;
 /// Files that nobody changes.
 const KNOWN: u64 = 40;
+/// Threads that change what they have a model of, and others that change anything.
+const SHADOWS: u64 = 4;
+const OTHERS: u64 = 2;
+/// The latter pause after each operation.
+const PAUSE: Duration = Duration::from_millis(2);
+/// What each thread with a model changes before all is killed.
+const CHANGES: u64 = 12;
 /// How long one round disturbs.
 const ROUND: Duration = Duration::from_secs(4);
 
@@ -49,16 +58,20 @@ fn setup(kind: Kind) -> Setup {
         .with("segment_bytes", "\"1MiB\"")
 }
 
-/// With the files that nobody changes.
-fn start(setup: Setup) -> System {
+/// With the files that nobody changes, all files on the volumes, and those of the model released.
+fn start(setup: Setup, asked_by_path: bool, seed: u64) -> (System, Shadow) {
     hsm_tests::compare::ignore_holes();
     let system = setup.start();
     fs::create_dir(system.at("known")).expect("a directory");
     for number in 0..KNOWN {
         fs::write(known(&system, number), content(number)).expect("written");
     }
+    let mut shadow = Shadow::new(system.root(), seed, SHADOWS, asked_by_path);
+    shadow.fill();
     system.sync_all();
-    system
+    let path = system.at(shadow::DIRECTORY);
+    let _ = system.tierctl(&["release", "-r", path.to_str().expect("ASCII")]);
+    (system, shadow)
 }
 
 fn known_reads_right(system: &System, context: &str) {
@@ -72,7 +85,7 @@ fn move_data(system: &System, seed: u64, over: &AtomicBool) -> u64 {
     let mut random = StdRng::seed_from_u64(seed);
     let mut released = 0;
     while !over.load(Ordering::Relaxed) {
-        let part = ["", "known", "d0", "d1"][random.random_range(0..4)];
+        let part = ["", "known", "d0", shadow::DIRECTORY][random.random_range(0..4)];
         let path = system.at(part);
         if !path.is_dir() {
             continue;
@@ -93,6 +106,16 @@ fn move_data(system: &System, seed: u64, over: &AtomicBool) -> u64 {
         pause(&mut random, 100);
     }
     released
+}
+
+/// Releases what the shadow's threads have changed, as soon as it can be.
+fn release_changed(system: &System, over: &AtomicBool) {
+    let path = system.at(shadow::DIRECTORY);
+    let path = path.to_str().expect("ASCII");
+    while !over.load(Ordering::Relaxed) {
+        let _ = system.tierctl(&["sync", "--to", "media"]);
+        let _ = system.tierctl(&["release", "-r", path]);
+    }
 }
 
 /// Reads what is known, in random order; right bytes, or EBUSY where the guard was killed.
@@ -150,16 +173,19 @@ fn disturbed(kind: Kind, kills: bool, settings: &[(&str, &str)]) {
     for (key, value) in settings {
         setup = setup.with(key, value);
     }
-    let system = start(setup);
+    let asked_by_path = !settings.contains(&("pre_access", "false"));
+    let (system, mut shadow) = start(setup, asked_by_path, random.random());
     for round in 0..rounds(1) {
         let context = format!("{kind}, {settings:?}, round {round}, HSM_SEED={seed}");
-        let workload = Workload::start(system.root(), random.random(), 3, 1_000_000);
+        let workload = Workload::start_slowly(system.root(), random.random(), OTHERS, PAUSE);
         let (over, killed) = (AtomicBool::new(false), AtomicU64::new(0));
         let seeds: [u64; 4] = random.random();
         thread::scope(|scope| {
             let (system, over) = (&system, &over);
+            let shadow = &mut shadow;
+            let changed = scope.spawn(move || shadow.work(u64::MAX, over));
             let mover = scope.spawn(move || move_data(system, seeds[0], over));
-            let other = scope.spawn(move || move_data(system, seeds[1], over));
+            scope.spawn(move || release_changed(system, over));
             scope.spawn(move || read_known(system, seeds[2], over));
             let end = Instant::now() + ROUND;
             let mut random = StdRng::seed_from_u64(seeds[3]);
@@ -173,8 +199,14 @@ fn disturbed(kind: Kind, kills: bool, settings: &[(&str, &str)]) {
             }
             answers(system);
             over.store(true, Ordering::Relaxed);
-            let released = mover.join().expect("released") + other.join().expect("released");
+            let released = mover.join().expect("released");
             say(format_args!("{context}: {released} files released"));
+            let changed = changed.join().expect("right bytes all the time");
+            say(format_args!("{context}: beside the model {changed}"));
+            assert!(
+                kills || changed.count_with_stubs() > 0,
+                "{context}: nothing was ever released"
+            );
             // With kills most requests fail; that is no proof of anything.
             assert!(
                 kills || released > 0,
@@ -188,7 +220,9 @@ fn disturbed(kind: Kind, kills: bool, settings: &[(&str, &str)]) {
             killed.load(Ordering::Relaxed)
         ));
         known_reads_right(&system, &context);
-        system.check(&context);
+        shadow.compare(system.root(), &context);
+        let replayed = system.checked(&context);
+        shadow.compare(replayed.root(), &format!("{context}, replayed"));
     }
 }
 
@@ -230,13 +264,21 @@ fn fails_under_way(kind: Kind, failure: Failure) {
     let seed = seed();
     let mut random = StdRng::seed_from_u64(seed);
     let setup = setup(kind);
-    let mut system = start(match failure {
+    let setup = match failure {
         Failure::Disk => setup.bytes(DISK_BYTES).on_failing_disk(),
         Failure::Killed | Failure::Power => setup,
-    });
+    };
+    let (mut system, mut shadow) = start(setup, true, random.random());
     for round in 0..rounds(4) {
         let context = format!("{kind}, round {round}, HSM_SEED={seed}");
         Workload::start(system.root(), random.random(), 3, 300).finish();
+        let changed = shadow.work(CHANGES, &AtomicBool::new(false));
+        say(format_args!("{context}: beside the model {changed}"));
+        shadow.let_go();
+        if matches!(failure, Failure::Power) {
+            let root = File::open(system.root()).expect("the root");
+            nix::unistd::syncfs(&root).expect("synced");
+        }
         if random.random_bool(0.7) {
             system.sync_all();
         }
@@ -284,8 +326,10 @@ fn fails_under_way(kind: Kind, failure: Failure) {
             .count();
         say(format_args!("{context}: {stubs} of {KNOWN} have marks"));
         known_reads_right(&system, &context);
+        shadow.compare(system.root(), &context);
         if round % 2 == 1 {
-            system.check(&context);
+            let replayed = system.checked(&context);
+            shadow.compare(replayed.root(), &format!("{context}, replayed"));
         }
     }
 }

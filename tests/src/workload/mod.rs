@@ -16,6 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -99,6 +100,16 @@ pub struct Workload {
 impl Workload {
     /// Starts so many threads in a directory, each to try so many operations.
     pub fn start(root: &Path, seed: u64, threads: u64, operations: u64) -> Self {
+        Self::begin(root, seed, threads, operations, Duration::ZERO)
+    }
+
+    /// Starts so many threads that pause after each operation, until they are stopped: what rests meanwhile comes
+    /// into the log, and can be released.
+    pub fn start_slowly(root: &Path, seed: u64, threads: u64, pause: Duration) -> Self {
+        Self::begin(root, seed, threads, u64::MAX, pause)
+    }
+
+    fn begin(root: &Path, seed: u64, threads: u64, operations: u64, pause: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let done = Arc::new(AtomicU64::new(0));
         let threads = (0..threads)
@@ -106,7 +117,7 @@ impl Workload {
                 let (stop, done) = (Arc::clone(&stop), Arc::clone(&done));
                 let random = StdRng::seed_from_u64(seed.wrapping_add(number << 32));
                 let worker = Worker::new(root.to_owned(), number, random);
-                thread::spawn(move || work(worker, operations, &stop, &done))
+                thread::spawn(move || work(worker, operations, pause, &stop, &done))
             })
             .collect();
         Self {
@@ -140,7 +151,13 @@ impl Workload {
     }
 }
 
-fn work(mut worker: Worker, operations: u64, stop: &AtomicBool, done: &AtomicU64) -> Counts {
+fn work(
+    mut worker: Worker,
+    operations: u64,
+    pause: Duration,
+    stop: &AtomicBool,
+    done: &AtomicU64,
+) -> Counts {
     let all: Vec<&Operation> = TABLES.iter().copied().flatten().collect();
     let weights: u32 = all.iter().map(|operation| operation.weight).sum();
     let mut counts: Counts = all.iter().map(|operation| (operation.name, 0)).collect();
@@ -161,6 +178,9 @@ fn work(mut worker: Worker, operations: u64, stop: &AtomicBool, done: &AtomicU64
             Err(e) => panic!("{}: {e}", operation.name),
         }
         done.fetch_add(1, Ordering::Relaxed);
+        if !pause.is_zero() {
+            thread::sleep(pause);
+        }
     }
     counts
 }
