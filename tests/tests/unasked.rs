@@ -1,5 +1,5 @@
 //! What happens to released files, and to what is known of them, without anybody being asked: files are cut by their
-//! path while they are recalled, and the list of stubs, or the disk, is set back.
+//! path while they are recalled, the list of stubs, or the disk, is set back, and marks are taken off.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use hsm_tests::changes::noise;
 use hsm_tests::loopfs::Kind;
-use hsm_tests::stubs::{assert_reads, kib_on_disk, release_soon, wait_whole};
+use hsm_tests::stubs::{assert_reads, is_marked, kib_on_disk, release_soon, wait_whole};
+use hsm_tests::sys;
 use hsm_tests::system::{Setup, System};
 
 /// How long recalled files stay on the list of stubs at least, and some more.
@@ -163,4 +164,96 @@ fn a_recall_does_not_make_an_incomplete_list_complete() {
         assert_reads(path, &bytes_of(path), "of a disk that was set back");
     }
     system.check("a disk that was set back");
+}
+
+/// As `rsync -aX` does to a file that it believes to be the same: by its path, without opening it.
+fn take_mark_off(path: &Path) {
+    sys::remove_xattr(path, c"trusted.hsm").expect("removed");
+}
+
+fn versions(system: &System, path: &Path) -> usize {
+    let path = path.to_str().expect("ASCII");
+    let shown = system.tierctl(&["log", "list", "--json", path]).done();
+    shown.json()["list"].as_array().map_or(0, Vec::len)
+}
+
+/// A program of root takes the marks of stubs off.
+fn marks_are_taken_off(kind: Kind, stub_marks_max: &str) {
+    let mut system = Setup::new(kind)
+        .with("stub_marks_max", stub_marks_max)
+        .exposed()
+        .start();
+    let paths = files(&system, 3);
+    let context = format!("{kind}, {stub_marks_max} marks");
+    let hole = File::create(system.at("hole")).expect("a file");
+    hole.set_len(100_000).expect("a hole");
+    drop(hole);
+    system.sync_all();
+    for path in &paths {
+        release_soon(&system, path);
+    }
+    // Who opens it at once.
+    take_mark_off(&paths[0]);
+    assert_reads(&paths[0], &bytes_of(&paths[0]), &context);
+    // Nobody opens it.
+    take_mark_off(&paths[1]);
+    let end = Instant::now() + Duration::from_secs(30);
+    while !is_marked(&paths[1]) {
+        assert!(
+            Instant::now() < end,
+            "{context}: the mark does not come back"
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
+    // While hsmd does not run.
+    system.stop();
+    system.fs().mount();
+    take_mark_off(&paths[2]);
+    system.fs().unmount();
+    system.start();
+    system.sync(&["--sweep"]);
+    for path in &paths {
+        assert_reads(path, &bytes_of(path), &context);
+        wait_whole(path);
+    }
+    // What is no stub is what it seems to be.
+    assert_reads(&system.at("hole"), &vec![0; 100_000], &context);
+    let old = fs::metadata(&paths[0]).expect("the file");
+    let file = OpenOptions::new()
+        .write(true)
+        .open(&paths[0])
+        .expect("opened");
+    file.set_len(0).expect("cut");
+    file.set_len(old.len()).expect("extended");
+    let time = old.modified().expect("a time");
+    file.set_modified(time).expect("put back");
+    drop(file);
+    let zeros = vec![0; bytes_of(&paths[0]).len()];
+    assert_reads(&paths[0], &zeros, &format!("{context}: a user's zeros"));
+    system.sync_all();
+    assert_reads(&paths[0], &zeros, &format!("{context}: a user's zeros"));
+    for path in &paths[1..] {
+        assert_eq!(versions(&system, path), 1, "{context}: {}", path.display());
+    }
+    system.check(&context);
+}
+
+#[test]
+fn marks_that_are_taken_off_come_back_on_ext4() {
+    marks_are_taken_off(Kind::Ext4, "100000");
+}
+
+#[test]
+fn marks_that_are_taken_off_come_back_where_every_file_is_asked_about() {
+    marks_are_taken_off(Kind::Ext4, "0");
+}
+
+#[test]
+fn marks_that_are_taken_off_come_back_on_xfs() {
+    marks_are_taken_off(Kind::Xfs, "100000");
+}
+
+#[test]
+fn marks_that_are_taken_off_come_back_on_btrfs() {
+    marks_are_taken_off(Kind::Btrfs, "100000");
 }

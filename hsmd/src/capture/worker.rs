@@ -24,6 +24,7 @@ use crate::sys;
 use crate::sys::handle::Handle;
 use crate::sys::mount::PrivateMount;
 use crate::sys::schedule::{self, Class, Thread};
+use crate::tier::fill::FillError;
 use crate::tier::worker::Tier;
 
 /// Data ids are taken in blocks of this many, so that the chunks of a large file follow one another.
@@ -79,6 +80,9 @@ pub enum WorkError {
         "it is a released file that is not what the log has: it is recalled first (that needs `device` in the configuration)"
     )]
     Hollow,
+    /// It is on the list of released files without a mark, and that cannot be seen to.
+    #[error("whether it is a released file cannot be told: {0}")]
+    Unmarked(#[from] FillError),
     /// The daemon is going down.
     #[error("the daemon stops")]
     Stopping,
@@ -321,6 +325,11 @@ impl Worker {
     fn outcome(&mut self, job: &Job) -> Result<Outcome, WorkError> {
         if job.known.is_none() && !examine::has_content(self.mount.root(), &job.handle)? {
             return Ok(examine::attributes(self.mount.root(), &job.handle)?);
+        }
+        if let Some(tier) = self.tier.as_ref().filter(|_| job.known.is_some())
+            && !tier.regain_mark(&job.handle)?
+        {
+            return Err(WorkError::Hollow);
         }
         if self.reader.is_none() && job.known.is_some_and(|(_, known)| known.content.is_some()) {
             self.reader = Some(Reader::open(&self.catalog)?);

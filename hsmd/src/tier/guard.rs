@@ -2,7 +2,8 @@
 //!
 //! It is small, stays in memory, and never waits for the worker: what the worker does not take at once
 //! lies in a queue here, and when the worker dies, everything unanswered is handed to the next one. It
-//! never touches the public mount, and looks at nothing of a file but whether it has a mark.
+//! never touches the public mount, and looks at nothing of a file but whether it has a mark, or no data at all
+//! ([`super::regain`]).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -19,6 +20,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
+use super::regain;
 use crate::cli::GuardArgs;
 use crate::output;
 use crate::shared::lock;
@@ -168,10 +170,13 @@ impl Guard {
         }
     }
 
-    /// A whole file that is asked about only because all are is ignored from here on.
+    /// Whether the worker is to say what becomes of an access. A whole file that is asked about only because all are
+    /// is ignored from here on.
     fn is_marked(&self, access: &Access) -> Result<bool, Error> {
         let look = || Ok(xattr::read_one(access.fd.as_fd(), STUB_XATTR)?.is_some());
-        if look()? {
+        // What is open already was whole when it was opened.
+        let opens = !matches!(access.attempt, Attempt::Access(Some((_, 1..))));
+        if look()? || (opens && regain::is_hollow(access.fd.as_fd())?) {
             return Ok(true);
         }
         if self.everything.load(Ordering::Relaxed) && access.attempt == Attempt::Open {

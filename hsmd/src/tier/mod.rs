@@ -9,7 +9,7 @@
 //! before a byte of it goes, and loses it after the last one is back and durable.
 
 pub mod exposure;
-mod fill;
+pub mod fill;
 mod full;
 pub mod guard;
 pub mod keeper;
@@ -17,6 +17,7 @@ pub mod mark;
 mod mtime;
 pub mod recall;
 pub mod refill;
+pub mod regain;
 pub mod release;
 pub mod residents;
 mod store;

@@ -33,6 +33,7 @@ pub use self::queue::{BACKGROUND, Cancelled, Filling, Queued, Reached, Waits};
 use self::queue::{Queue, State, There, Turn, Waiter, Wanted};
 use super::fill::{FillError, Filler};
 use super::mark::{self, Marked};
+use super::regain;
 use super::residents::Residents;
 use super::{Busy, Recalled, Vouched};
 use crate::fetch::Fetcher;
@@ -42,6 +43,7 @@ use crate::sys::handle::{Handle, Opened, handle_of, open_by_handle};
 use crate::sys::link::Handed;
 use crate::sys::mount::PrivateMount;
 use crate::sys::permission::{Answer, Attempt};
+use crate::sys::stat::{FileKind, stat_of};
 use crate::sys::{Error, io, lease, space};
 
 /// How long recalled files gather before they are made durable, unless somebody waits for it.
@@ -388,8 +390,11 @@ impl Recall {
             return Ok(Filled::Gone);
         };
         let (mut mark, original) = match mark::look(held.as_fd(), self.parts.log_id)? {
-            // While it is held: who comes later may find it released.
-            Marked::Whole => return Ok(Filled::Whole(lock(&self.queue).remove(handle))),
+            Marked::Whole => match self.regain(handle, held.as_fd())? {
+                Some(mark) => (mark, None),
+                // While it is held: who comes later may find it released.
+                None => return Ok(Filled::Whole(lock(&self.queue).remove(handle))),
+            },
             Marked::Suspect(why) => return Err(FillError::Suspect(why)),
             Marked::Stub(mark) => (mark, None),
             Marked::Snapshot(original) => {
@@ -452,6 +457,42 @@ impl Recall {
                 ..there
             })
         }))
+    }
+
+    /// Gives a stub its mark again that has lost it; see [`regain`]. The inode is held.
+    fn regain(&self, handle: &Handle, fd: BorrowedFd<'_>) -> Result<Option<StubMark>, FillError> {
+        let Parts {
+            log_id, residency, ..
+        } = &self.parts;
+        let catalog = &self.parts.catalog;
+        catalog.with(|reader| regain::regain(fd, handle, *log_id, residency, reader))
+    }
+
+    /// Looks at a file whose content is about to be read for the log. False: it is being worked on.
+    pub fn regain_mark(&self, handle: &Handle) -> Result<bool, FillError> {
+        let root = self.parts.mount.root();
+        let Opened::Fd(held) = open_by_handle(root, handle.as_ref(), io::HOLD)? else {
+            return Ok(true);
+        };
+        let stat = stat_of(held.as_fd())?;
+        if stat.kind != FileKind::Regular || stat.blocks >= stat.size.div_ceil(512) {
+            return Ok(true);
+        }
+        let Opened::Fd(fd) = open_by_handle(root, handle.as_ref(), io::READ)? else {
+            return Ok(true);
+        };
+        let fd = fd.as_fd();
+        let is_whole = || Ok::<_, Error>(mark::look(fd, self.parts.log_id)? == Marked::Whole);
+        if !regain::is_hollow(fd)? || !is_whole()? {
+            return Ok(true);
+        }
+        let Some(_held) = self.parts.busy.try_hold(handle) else {
+            return Ok(false);
+        };
+        if is_whole()? {
+            self.regain(handle, fd)?;
+        }
+        Ok(true)
     }
 
     /// The file of a snapshot has nothing yet: it is that of the original still.

@@ -11,6 +11,7 @@ use tierfs::catalog::{self, Readers};
 use tierfs::residency::{self, Residency as StubList};
 use tierfs::{FileId, LogId};
 
+use super::fill::FillError;
 use super::mark::{self, Marked};
 use super::recall::{self, Outcome, Queued, Recall};
 use super::refill::{Daemons, Refill};
@@ -512,6 +513,12 @@ impl Tier {
                 tracing::warn!(why, "a stub that differs from the log cannot be recalled");
             }
         });
+    }
+
+    /// Before the content of a file is read: a stub that has lost its mark gets it again. False: it is being
+    /// worked on.
+    pub fn regain_mark(&self, handle: &Handle) -> Result<bool, FillError> {
+        self.recall.regain_mark(handle)
     }
 
     /// Stubs on the list, files that are wanted, programs that wait, whether all files are asked about.
