@@ -349,6 +349,9 @@ impl Daemon {
                 Err(_) => tracing::error!(name, "a thread panicked"),
             }
         }
+        if let (Some(tier), Some(Ok(Ok(())))) = (&self.tier, &committed) {
+            tier.end(&self.config.mount);
+        }
         let _ = &self.mount;
         let advice = "look at the messages before; what is durable in the spool is safe, restart hsmd when the cause is removed";
         match committed {

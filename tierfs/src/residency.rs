@@ -59,6 +59,10 @@ const NEXT: &str = "next";
 /// What was found released is to flow back.
 const REFILL: &str = "refill";
 
+/// The mount of the disk that has not ended yet, and when one began that came after one that did not end well.
+const MOUNT: &str = "mount";
+const UNCLEAN: &str = "unclean_s";
+
 /// Since when a stub is one that was found on the disk: nobody knows.
 const FOUND: i64 = 0;
 
@@ -488,6 +492,28 @@ impl Residency {
             "UPDATE stub SET since_s = ?2 WHERE file = ?1",
             files,
             |file| (number(*file), now),
+        )
+    }
+
+    // ---- how the disk was left -----------------------------------------------------------------------
+
+    /// The disk is watched on this mount from now on. Gives when (unix seconds) a mount of it began last that came
+    /// after one that did not end well; `None` where none is known. Durable when it returns.
+    pub fn begin_mount(&mut self, mount: &str, now: i64) -> Result<Option<i64>, Error> {
+        if self.meta(MOUNT)?.is_some_and(|before| before != mount) {
+            self.set_meta(UNCLEAN, &now.to_string())?;
+        }
+        self.set_meta(MOUNT, mount)?;
+        Ok(self.meta(UNCLEAN)?.and_then(|since| since.parse().ok()))
+    }
+
+    /// Everything that was changed on that mount is in the log, and nothing more can be.
+    pub fn end_mount(&mut self) -> Result<(), Error> {
+        self.write(
+            "writing the list of stubs",
+            "DELETE FROM meta WHERE key = ?1",
+            &[MOUNT],
+            |key| [*key],
         )
     }
 

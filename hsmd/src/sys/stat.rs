@@ -121,6 +121,31 @@ fn has_fine_times(release: &str) -> bool {
     (numbers.next(), numbers.next()) >= (Some(6), Some(13))
 }
 
+/// The number of the mount at a path, which no other mount ever gets until the machine starts again. `None`: the kernel
+/// does not say it (Linux 6.8).
+pub fn mount_number(path: &std::path::Path) -> Option<u64> {
+    // STATX_MNT_ID_UNIQUE
+    const UNIQUE: u32 = 0x4000;
+    path.with_nix_path(|path| {
+        let mut raw = MaybeUninit::<libc::statx>::zeroed();
+        // SAFETY: `path` is NUL-terminated and `raw` is a whole struct statx; both outlive the call.
+        let result = unsafe {
+            libc::statx(
+                libc::AT_FDCWD,
+                path.as_ptr(),
+                libc::AT_NO_AUTOMOUNT,
+                UNIQUE,
+                raw.as_mut_ptr(),
+            )
+        };
+        // SAFETY: all-zero bytes are a valid struct statx, whatever the kernel has filled.
+        let raw = unsafe { raw.assume_init() };
+        (result == 0 && raw.stx_mask & UNIQUE != 0).then_some(raw.stx_mnt_id)
+    })
+    .ok()
+    .flatten()
+}
+
 /// An inode as statx saw it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stat {

@@ -21,6 +21,7 @@ pub mod regain;
 pub mod release;
 pub mod residents;
 mod store;
+pub mod unclean;
 pub mod worker;
 
 use std::collections::{HashMap, HashSet};

@@ -23,6 +23,7 @@ use tierfs::{FileId, LogId, SegmentNo, Time};
 use super::mark::{self, Marked};
 use super::mtime::Mtime;
 use super::residents::Residents;
+use super::unclean::{self, CompareError, Compared};
 use super::{Busy, Held};
 use crate::board::Board;
 use crate::capture::facts::time_of;
@@ -147,6 +148,8 @@ pub struct Release {
     pub catalog: PathBuf,
     /// The log.
     pub log_id: LogId,
+    /// What was changed last before this is compared with the log; see [`unclean`].
+    pub unclean_since: Option<i64>,
 }
 
 /// A file that has its mark and all its bytes.
@@ -276,9 +279,44 @@ impl Release {
         let (reader, mut copied) = (Reader::open(&self.catalog)?, Copied::new());
         let look = |file: &FileId| {
             let found = reader.snapshot(|queries| self.wanted(queries, *file, &mut copied));
+            let found = found.and_then(|wanted| {
+                self.compare(&reader, &wanted)?;
+                Ok(wanted)
+            });
             (*file, found)
         };
         Ok(files.iter().map(look).collect())
+    }
+
+    /// Compares a file with the log whose times say nothing, since the power may have failed after a write to it.
+    fn compare(&self, reader: &Reader, wanted: &Wanted) -> Result<(), Refused> {
+        if !unclean::is_doubted(&wanted.row, self.unclean_since) {
+            return Ok(());
+        }
+        let Opened::Fd(fd) = open_by_handle(self.mount.root(), wanted.handle.as_ref(), io::READ)?
+        else {
+            return Err(Refused::Unknown);
+        };
+        let fd = fd.as_fd();
+        if mark::look(fd, self.log_id)? != Marked::Whole {
+            return Err(Refused::Already);
+        }
+        match unclean::compare(fd, wanted.row.file, reader, &self.shared) {
+            Ok(Compared::Same) => return Ok(()),
+            Ok(Compared::Stopped) => return Err(Refused::Busy),
+            Err(CompareError::Sys(error)) => return Err(error.into()),
+            Err(CompareError::Catalog(error)) => return Err(error.into()),
+            Ok(Compared::Differs) => {}
+        }
+        tracing::warn!(
+            file = crate::sys::describe(fd),
+            "it was changed before the power failed or the disk went, and its times do not say so: it is read for the log"
+        );
+        // Its change time is a new one then, which is what has it read.
+        space::touch_ctime(fd)?;
+        let key = Key::Inode(wanted.handle.clone());
+        self.shared.note([(key, Look::Content, Beside::Nothing)]);
+        Err(Refused::Dirty)
     }
 
     /// The second pass, and what follows from it.

@@ -17,6 +17,7 @@ use super::recall::{self, Outcome, Queued, Recall};
 use super::refill::{Daemons, Refill};
 use super::release::{self, Refused, Release, Released};
 use super::residents::{Residents, ResidentsError};
+use super::unclean;
 use super::{Busy, Recalled, Vouched};
 use crate::board::Board;
 use crate::capture::hints::{Beside, Key, Look};
@@ -128,6 +129,7 @@ pub struct Tier {
     catalog: PathBuf,
     log_id: LogId,
     fs_uuid: [u8; 16],
+    mount_now: String,
     threads: usize,
     settled: AtomicBool,
 }
@@ -177,17 +179,18 @@ impl Tier {
         let wanted = Asked {
             pre_access: inherited.pre_access,
         };
-        let snapshots = fs_type == "btrfs";
         let residents = Residents::new(
             group,
             wanted,
             mount.clone(),
             config.stub_marks_max,
-            snapshots,
+            fs_type == "btrfs",
         )?;
         events.ignore_mount(mount.root())?;
         let residents = Arc::new(residents);
-        let list = open_list(&config.catalog, &fs_uuid, &mount)?;
+        let mut list = open_list(&config.catalog, &fs_uuid, &mount)?;
+        let mount_now = unclean::mount_now(&config.mount);
+        let unclean_since = list.begin_mount(&mount_now, tierfs::Time::now().seconds)?;
         let list = Arc::new(Mutex::new(list));
         let busy = Arc::new(Busy::default());
         let vouched = Arc::new(Vouched::default());
@@ -241,6 +244,7 @@ impl Tier {
             interrupted: Mutex::default(),
             catalog: config.catalog.clone(),
             log_id,
+            unclean_since,
         };
         Ok(Self {
             shared,
@@ -255,6 +259,7 @@ impl Tier {
             catalog: config.catalog.clone(),
             log_id,
             fs_uuid,
+            mount_now,
             threads: config.recall_threads,
             settled: AtomicBool::new(false),
         })
@@ -372,6 +377,15 @@ impl Tier {
     /// What is to flow back still; `None` where nothing is.
     pub fn refill(&self) -> Option<RefillStatus> {
         self.refill.as_ref().and_then(|refill| refill.status())
+    }
+
+    /// Everything that was changed is in the log. Where nobody can change more, the disk is left well.
+    pub fn end(&self, place: &Path) {
+        if unclean::mount_now(place) != self.mount_now
+            && let Err(error) = lock(&self.residency).end_mount()
+        {
+            tracing::warn!(%error, "files will be compared with the log before they are released");
+        }
     }
 
     /// Ends the threads of [`Self::bodies`].
