@@ -77,9 +77,17 @@ impl<'f> WriteLease<'f> {
 
     /// Whether nobody waits for the file yet.
     pub fn holds(&self) -> bool {
+        self.kind() == libc::F_WRLCK
+    }
+
+    /// Whether those who wait for the file wait still: nobody has changed it since the lease was taken.
+    pub fn keeps_waiting(&self) -> bool {
+        matches!(self.kind(), libc::F_WRLCK | libc::F_RDLCK)
+    }
+
+    fn kind(&self) -> libc::c_int {
         // SAFETY: F_GETLEASE takes no argument.
-        let kind = unsafe { libc::fcntl(self.fd.as_raw_fd(), libc::F_GETLEASE) };
-        kind == libc::F_WRLCK
+        unsafe { libc::fcntl(self.fd.as_raw_fd(), libc::F_GETLEASE) }
     }
 }
 

@@ -24,7 +24,7 @@ use super::mark::{self, Marked};
 use super::mtime::Mtime;
 use super::residents::Residents;
 use super::unclean::{self, CompareError, Compared};
-use super::{Busy, Held};
+use super::{Busy, Held, Vouched};
 use crate::board::Board;
 use crate::capture::facts::time_of;
 use crate::capture::hints::{Beside, Key, Look};
@@ -142,6 +142,8 @@ pub struct Release {
     pub residency: Arc<Mutex<Residency>>,
     /// Inodes that are worked on.
     pub busy: Arc<Busy>,
+    /// Files that are as they were logged.
+    pub vouched: Arc<Vouched>,
     /// Files whose release was interrupted: they are to be recalled.
     pub interrupted: Mutex<Vec<Handle>>,
     /// The catalog's file.
@@ -264,6 +266,7 @@ impl Release {
             tracing::warn!(%error, "nothing is released");
             for candidate in marked {
                 self.take_back(&candidate);
+                self.tell_of(&candidate.handle);
                 each(candidate.file, Err(Refused::InUse));
             }
             return Ok(());
@@ -321,7 +324,7 @@ impl Release {
 
     /// The second pass, and what follows from it.
     fn give_back(&self, candidate: Candidate<'_>) -> (FileId, Result<Released, Refused>) {
-        let result = match Self::punch(&candidate) {
+        let result = match self.punch(&candidate) {
             Ok(released) => Ok(released),
             Err(Unpunched::Whole(refused)) => {
                 self.take_back(&candidate);
@@ -335,10 +338,9 @@ impl Release {
             }
         };
         // Its change time is a new one, by our own doing.
-        let key = Key::Inode(candidate.handle.clone());
-        let file = candidate.file;
+        let (file, handle) = (candidate.file, candidate.handle.clone());
         drop(candidate);
-        self.shared.note([(key, Look::Attributes, Beside::Nothing)]);
+        self.tell_of(&handle);
         (file, result)
     }
 
@@ -448,7 +450,7 @@ impl Release {
         mark.capability = space::capability(fd.as_fd())?;
         // Before the lease: who opens the file from here on is asked about, and refuses the lease.
         self.residents.protect(fd.as_fd())?;
-        match self.mark_leased(fd.as_fd(), &row, &mark) {
+        match self.mark_leased(fd.as_fd(), &handle, &row, &mark) {
             Ok(ctime) => Ok(Candidate {
                 file: row.file,
                 handle,
@@ -491,6 +493,7 @@ impl Release {
     fn mark_leased(
         &self,
         fd: BorrowedFd<'_>,
+        handle: &Handle,
         row: &InodeRow,
         mark: &StubMark,
     ) -> Result<stat::Time, Refused> {
@@ -510,22 +513,41 @@ impl Release {
         space::set_mark(fd, &mark.to_bytes())?;
         // Whoever looked at the file before the lease may have had it ignored since `protect`; under the
         // lease nobody has it open, and later ones see the mark.
-        if let Err(error) = self.residents.unignore(fd) {
-            space::remove_mark(fd)?;
-            return Err(error.into());
-        }
-        let ctime = stat_of(fd)?.ctime;
-        let alone = lease.holds();
-        drop(lease);
-        if alone {
-            return Ok(ctime);
-        }
+        let found = self.residents.unignore(fd).and_then(|()| stat_of(fd));
+        let refused = match found {
+            Ok(stat) if lease.holds() => return Ok(stat.ctime),
+            Ok(_) => Refused::InUse,
+            Err(error) => error.into(),
+        };
+        self.unmark(fd, handle, &lease)?;
+        Err(refused)
+    }
+
+    /// Takes the mark back of a file that is as it was logged, while who wants to change it waits for the lease. It
+    /// has a new change time by our own doing, which nobody else tells of, and can be released again with it.
+    fn unmark(
+        &self,
+        fd: BorrowedFd<'_>,
+        handle: &Handle,
+        lease: &WriteLease<'_>,
+    ) -> Result<(), Error> {
         space::remove_mark(fd)?;
-        Err(Refused::InUse)
+        let ctime = stat_of(fd)?.ctime;
+        if lease.keeps_waiting() {
+            self.vouched.note(handle, ctime);
+        }
+        self.tell_of(handle);
+        Ok(())
+    }
+
+    /// Has the file's new change time looked at.
+    fn tell_of(&self, handle: &Handle) {
+        let key = Key::Inode(handle.clone());
+        self.shared.note([(key, Look::Attributes, Beside::Nothing)]);
     }
 
     /// The second pass: from the lease to the punch nothing waits for anything.
-    fn punch(candidate: &Candidate<'_>) -> Result<Released, Unpunched> {
+    fn punch(&self, candidate: &Candidate<'_>) -> Result<Released, Unpunched> {
         let fd = candidate.fd.as_fd();
         let look = || -> Result<_, Refused> {
             let lease = WriteLease::take(fd)?.ok_or(Refused::InUse)?;
@@ -535,6 +557,7 @@ impl Release {
             }
             let mtime = Mtime::keep(fd)?;
             if !lease.holds() {
+                self.unmark(fd, &candidate.handle, &lease)?;
                 return Err(Refused::InUse);
             }
             Ok((lease, before.blocks, mtime))

@@ -241,6 +241,7 @@ impl Tier {
             residents: residents.clone(),
             residency: list.clone(),
             busy,
+            vouched: vouched.clone(),
             interrupted: Mutex::default(),
             catalog: config.catalog.clone(),
             log_id,
