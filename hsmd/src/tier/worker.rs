@@ -144,6 +144,24 @@ fn looks_at(config: &Config, log_id: LogId) -> fetch::Look {
     })
 }
 
+/// Every file is asked about from here on, if it was not before.
+fn set_marks(
+    group: OwnedFd,
+    pre_access: bool,
+    config: &Config,
+    mount: &Arc<PrivateMount>,
+    fs_type: &str,
+) -> Result<Arc<Residents>, Error> {
+    let residents = Residents::new(
+        PermissionGroup::from_fd(group),
+        Asked { pre_access },
+        mount.clone(),
+        config.stub_marks_max,
+        fs_type == "btrfs",
+    )?;
+    Ok(Arc::new(residents))
+}
+
 /// The list of stubs of this disk.
 fn open_list(
     catalog: &Path,
@@ -175,19 +193,14 @@ impl Tier {
             space,
             doubts,
         } = parts;
-        let group = PermissionGroup::from_fd(inherited.group);
-        let wanted = Asked {
-            pre_access: inherited.pre_access,
-        };
-        let residents = Residents::new(
-            group,
-            wanted,
-            mount.clone(),
-            config.stub_marks_max,
-            fs_type == "btrfs",
+        let residents = set_marks(
+            inherited.group,
+            inherited.pre_access,
+            config,
+            &mount,
+            fs_type,
         )?;
         events.ignore_mount(mount.root())?;
-        let residents = Arc::new(residents);
         let mut list = open_list(&config.catalog, &fs_uuid, &mount)?;
         let mount_now = unclean::mount_now(&config.mount);
         let unclean_since = list.begin_mount(&mount_now, tierfs::Time::now().seconds)?;
