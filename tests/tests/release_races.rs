@@ -269,7 +269,9 @@ fn replaced_while_it_is_released(replace: impl Fn(&Path, &Path) -> PathBuf, rele
     }
     let path = dir.join("file");
     fs::write(&path, content(0)).expect("written");
-    for round in 0..3 {
+    let (mut round, mut hits) = (0, 0);
+    while hits < 3 {
+        assert!(round < 20, "{hits} times at the right moment");
         system.sync_all();
         fs::write(new.join("file"), content(round + 1)).expect("written");
         let tracer = Tracer::on(system.process("worker"), "syncfs", DELAY);
@@ -284,7 +286,8 @@ fn replaced_while_it_is_released(replace: impl Fn(&Path, &Path) -> PathBuf, rele
             (release.join().expect("it ends"), kept)
         });
         drop(tracer);
-        assert_eq!(released(&ran), usize::from(releases), "{ran}");
+        // Where the machine is slow it may come too late.
+        hits += u32::from(released(&ran) == usize::from(releases));
         assert!(!is_marked(&path), "what is new is marked");
         assert!(kib_on_disk(&path) >= 96, "what is new is punched");
         assert!(
@@ -293,6 +296,7 @@ fn replaced_while_it_is_released(replace: impl Fn(&Path, &Path) -> PathBuf, rele
         );
         assert_reads(&kept, &content(round), "what was there before");
         fs::remove_file(&kept).expect("removed");
+        round += 1;
     }
     system.check("what was replaced");
 }
