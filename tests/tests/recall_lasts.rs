@@ -446,6 +446,36 @@ fn another_worker_writes_again_what_the_disk_refused() {
     what_the_disk_refused(12, true);
 }
 
+/// A recalled file gets a flag before its recall has been finished: nobody sees it without that one.
+#[test]
+fn flags_of_recalled_files_stay() {
+    let system = start(Kind::Ext4);
+    let path = system.at("file");
+    fs::write(&path, bytes_of(&path)).expect("written");
+    let change = |set, clear| {
+        let file = File::open(&path).expect("opened");
+        sys::change_flags(&file, set, clear).expect("chattr");
+    };
+    for round in 0..5 {
+        system.sync_all();
+        release_soon(&system, &path);
+        change(sys::APPEND_FL, 0);
+        let mut looks = 0;
+        while is_marked(&path) {
+            let flags = sys::flags(&File::open(&path).expect("opened")).expect("flags");
+            assert!(
+                flags & sys::APPEND_FL != 0,
+                "round {round}, after {looks} looks"
+            );
+            looks += 1;
+            // It is finished when nobody has it open.
+            thread::sleep(Duration::from_millis(looks % 4));
+        }
+        assert_reads(&path, &bytes_of(&path), "it was recalled");
+        change(0, sys::APPEND_FL);
+    }
+}
+
 /// Without the three processes nobody would guard them.
 #[test]
 fn a_disk_with_stubs_is_refused_without_device() {

@@ -165,7 +165,11 @@ impl Recall {
                 self.put_off(handle, &error);
                 continue;
             }
-            match open_by_handle(root, handle.as_ref(), io::READ) {
+            let opened = open_by_handle(root, handle.as_ref(), io::READ);
+            if let Ok(Opened::Fd(fd)) = &opened {
+                self.hold_back_from_sealed(&handle, fd);
+            }
+            match opened {
                 // Taking the mark away changes the file's change time, and programs that read it (tar)
                 // take that for a change of the file: not before they are done.
                 Ok(Opened::Fd(fd)) if !awaited && is_used(&fd) => self.rest(handle, true),
@@ -199,6 +203,16 @@ impl Recall {
                 }
                 Err(error) => self.put_off(file.handle, &error),
             }
+        }
+    }
+
+    /// A file that got flags since its bytes are there has them off while it is finished: who opens it from here on
+    /// waits until it has them again.
+    fn hold_back_from_sealed(&self, handle: &Handle, fd: &OwnedFd) {
+        let sealed = flags::seals(fd.as_fd()).is_ok_and(|seals| seals != 0);
+        if sealed && let Some(State::There { there, .. }) = lock(&self.queue).states.get_mut(handle)
+        {
+            there.sealed = true;
         }
     }
 
