@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use hsm_tests::compare::{Tree, assert_equal};
-use hsm_tests::loopfs::Kind;
+use hsm_tests::loopfs::{Kind, must};
 use hsm_tests::system::{Setup, System};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -579,6 +579,17 @@ fn stubs_outlive_a_restart_and_stopping_waits_for_users() {
         fs::read(root.join("kept")).expect("read"),
         noise(5, 100_000)
     );
+}
+
+/// The public place has a second mount over the first one.
+#[test]
+fn stopping_takes_all_mounts_away_that_are_at_its_place() {
+    let mut system = exposed(Kind::Ext4);
+    let root = system.root().to_str().expect("ASCII").to_owned();
+    must(Command::new("mount").args(["--bind", &root, &root]));
+    system.stop();
+    let mounts = hsm_tests::home::mounts_below(system.root()).expect("mounts");
+    assert!(mounts.is_empty(), "{mounts:?}");
 }
 
 #[test]

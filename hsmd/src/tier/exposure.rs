@@ -199,7 +199,8 @@ impl Exposure {
         if !self.is_exposed() {
             return Ok(true);
         }
-        mount::unmount(&self.place)
+        // Somebody may have mounted over it, and that came off first.
+        Ok(mount::unmount(&self.place)? && !self.is_exposed())
     }
 
     /// Whether no mount is left anywhere.
