@@ -362,9 +362,19 @@ fn deleted_stubs_leave_the_list() {
     }
 }
 
+/// What happens while the disk refuses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    Nothing,
+    /// The worker is killed.
+    Restart,
+    /// Somebody who has the files open syncs them.
+    SomebodySyncs,
+}
+
 /// The disk takes recalled bytes and fails to write them, which the kernel tells once: nobody reads zeros when
 /// memory has let go of them.
-fn what_the_disk_refused(files: usize, restart: bool) {
+fn what_the_disk_refused(files: usize, then: Then) {
     const MIB: u64 = 1 << 20;
     let system = Setup::new(Kind::Ext4)
         .bytes(120 * MIB)
@@ -391,19 +401,28 @@ fn what_the_disk_refused(files: usize, restart: bool) {
     let mut fill = File::create(&ballast).expect("ballast");
     while std::io::Write::write_all(&mut fill, &vec![1; 1 << 16]).is_ok() {}
     drop(fill);
-    // Some may find no room for what says where their bytes are.
-    let read: Vec<bool> = paths
-        .iter()
-        .map(|path| fs::read(path).is_ok_and(|found| found == bytes(path)))
-        .collect();
-    assert!(read.contains(&true), "none could be read");
-    system.wait_for("it is told", |status| {
-        status["notices"]
-            .to_string()
-            .contains("recalled files can be read")
-    });
-    thread::sleep(Duration::from_secs(3));
-    if restart {
+    if then == Then::SomebodySyncs {
+        let users: Vec<File> = paths
+            .iter()
+            .map(|path| File::open(path).expect("recalled"))
+            .collect();
+        // He is told, and nobody who opens the file later is.
+        for user in &users {
+            user.sync_all().expect_err("the disk takes nothing");
+        }
+    } else {
+        // Some may find no room for what says where their bytes are.
+        let right = |path: &PathBuf| fs::read(path).is_ok_and(|found| found == bytes(path));
+        let read: Vec<bool> = paths.iter().map(right).collect();
+        assert!(read.contains(&true), "none could be read");
+        system.wait_for("it is told", |status| {
+            status["notices"]
+                .to_string()
+                .contains("recalled files can be read")
+        });
+        thread::sleep(Duration::from_secs(3));
+    }
+    if then == Then::Restart {
         // The next one was told nothing.
         system.kill_process("worker");
         system.wait_until_it_answers();
@@ -414,6 +433,9 @@ fn what_the_disk_refused(files: usize, restart: bool) {
             .to_string()
             .contains("recalled files can be read")
     });
+    if then == Then::SomebodySyncs {
+        wait_whole(&paths[0]);
+    }
     for path in &paths {
         let file = File::open(path).expect("opened");
         let _ = nix::fcntl::posix_fadvise(
@@ -433,17 +455,17 @@ fn what_the_disk_refused(files: usize, restart: bool) {
 
 #[test]
 fn a_large_file_that_the_disk_refused_is_written_again() {
-    what_the_disk_refused(1, false);
+    what_the_disk_refused(1, Then::Nothing);
 }
 
 #[test]
 fn many_files_that_the_disk_refused_are_written_again() {
-    what_the_disk_refused(12, false);
+    what_the_disk_refused(12, Then::Nothing);
 }
 
 #[test]
 fn another_worker_writes_again_what_the_disk_refused() {
-    what_the_disk_refused(12, true);
+    what_the_disk_refused(12, Then::Restart);
 }
 
 /// A recalled file gets a flag before its recall has been finished: nobody sees it without that one.
@@ -474,6 +496,11 @@ fn flags_of_recalled_files_stay() {
         assert_reads(&path, &bytes_of(&path), "it was recalled");
         change(0, sys::APPEND_FL);
     }
+}
+
+#[test]
+fn what_another_program_was_told_the_disk_refused_is_written_again() {
+    what_the_disk_refused(1, Then::SomebodySyncs);
 }
 
 /// Without the three processes nobody would guard them.

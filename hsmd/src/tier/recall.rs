@@ -88,8 +88,8 @@ impl std::fmt::Display for Outcome {
 
 /// What came of filling a file.
 enum Filled {
-    /// Its bytes are there.
-    There(There),
+    /// Its bytes are there. The file, open since before they were written.
+    There(There, OwnedFd),
     /// It is no stub. It is out of the queue: these waited for it.
     Whole(Option<State>),
     /// Its inode cannot be had: it is deleted.
@@ -207,7 +207,7 @@ impl Recall {
             }
         };
         let mut queue = lock(&self.queue);
-        if let Some(State::There { there, waiters }) = queue.states.get_mut(&handle) {
+        if let Some(State::There { there, waiters, .. }) = queue.states.get_mut(&handle) {
             if !there.sealed && !there.doubtful && self.may_go_on(attempt, &handle) {
                 drop(queue);
                 drop(fd);
@@ -357,7 +357,7 @@ impl Recall {
         };
         let result = self.fill_with_room(handle, held, fill, &|| filling.stops());
         match result {
-            Ok(Filled::There(there)) => self.is_there(handle, there, errors),
+            Ok(Filled::There(there, fd)) => self.is_there(handle, there, fd, errors),
             Ok(Filled::Whole(state)) => {
                 self.is_well(handle);
                 self.all_go_on(state, 0);
@@ -422,7 +422,7 @@ impl Recall {
         // A worker before this one got so far, and programs may use the file: a running one could not be
         // opened for writing.
         if durable || (mark.stage == Stage::Filled && self.is_on_disk(handle, &filler, &mark)?) {
-            return Ok(Filled::There(there));
+            return Ok(Filled::There(there, held));
         }
         // Who made a stub immutable did not mean that it cannot be read any more.
         mark.seals.0 |= self.unseal(handle, held.as_fd())?;
@@ -449,14 +449,16 @@ impl Recall {
         if let (Err(_), Some(original)) = (&filled, &original) {
             self.stays_a_snapshot(held.as_fd(), original)?;
         }
-        Ok(filled?.map_or(Filled::Gone, |bytes| {
-            Filled::There(There {
-                bytes,
-                sealed,
-                doubtful,
-                ..there
-            })
-        }))
+        let Some(bytes) = filled? else {
+            return Ok(Filled::Gone);
+        };
+        let there = There {
+            bytes,
+            sealed,
+            doubtful,
+            ..there
+        };
+        Ok(Filled::There(there, held))
     }
 
     /// Gives a stub its mark again that has lost it; see [`regain`]. The inode is held.
@@ -506,7 +508,7 @@ impl Recall {
     }
 
     /// `errors`: how many syncs had failed when it began.
-    fn is_there(&self, handle: &Handle, mut there: There, errors: u64) {
+    fn is_there(&self, handle: &Handle, mut there: There, fd: OwnedFd, errors: u64) {
         let mut queue = lock(&self.queue);
         there.doubtful |= self.sync_errors.load(Ordering::SeqCst) != errors;
         let Some(State::Wanted(Wanted { waiters, .. })) = queue.remove(handle) else {
@@ -527,6 +529,8 @@ impl Recall {
         let state = State::There {
             there,
             waiters: stay,
+            // More are not synced one by one.
+            open: Some(fd).filter(|_| queue.there.len() < finish::ONE_BY_ONE),
         };
         queue.states.insert(handle.clone(), state);
         queue.there.push((handle.clone(), finish_at, true));

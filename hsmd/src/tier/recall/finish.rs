@@ -17,7 +17,7 @@ use crate::tier::mark::{self, Marked};
 use crate::tier::residents::ResidentsError;
 
 /// Files whose data is made durable one by one; more are synced with the whole filesystem.
-const ONE_BY_ONE: usize = 8;
+pub(super) const ONE_BY_ONE: usize = 8;
 /// How long files that lost their marks stay on the list of stubs at least.
 const FORGET: Duration = Duration::from_secs(5);
 /// How often it is asked whether a recalled file is still in use.
@@ -29,6 +29,8 @@ const FINISH_MAX: usize = 2000;
 struct Finishing {
     handle: Handle,
     fd: OwnedFd,
+    /// It was open before its bytes were written: a sync of it tells every error.
+    told: bool,
 }
 
 impl Recall {
@@ -158,6 +160,8 @@ impl Recall {
         let root = self.parts.mount.root();
         let mut open = Vec::new();
         for (handle, awaited) in batch {
+            let before = self.open_since(&handle);
+            let told = before.is_some();
             // Also where it is in use: what memory lets go of would be read from the disk.
             if self.is_doubtful(&handle)
                 && let Err(error) = self.write_again(&handle)
@@ -165,7 +169,10 @@ impl Recall {
                 self.put_off(handle, &error);
                 continue;
             }
-            let opened = open_by_handle(root, handle.as_ref(), io::READ);
+            let opened = match before {
+                Some(fd) => Ok(Opened::Fd(fd)),
+                None => open_by_handle(root, handle.as_ref(), io::READ),
+            };
             if let Ok(Opened::Fd(fd)) = &opened {
                 self.hold_back_from_sealed(&handle, fd);
             }
@@ -177,7 +184,7 @@ impl Recall {
                 Err(error) if error.errno() == Some(libc::EAGAIN) => {
                     self.rest(handle, false);
                 }
-                Ok(Opened::Fd(fd)) => open.push(Finishing { handle, fd }),
+                Ok(Opened::Fd(fd)) => open.push(Finishing { handle, fd, told }),
                 // Deleted meanwhile.
                 Ok(Opened::Stale) => {
                     self.is_well(&handle);
@@ -196,7 +203,7 @@ impl Recall {
         for file in self.make_durable(there) {
             match self.finish_one(&file) {
                 Ok(finished) => {
-                    let Finishing { handle, fd } = file;
+                    let Finishing { handle, fd, .. } = file;
                     // Who hears of it may release it at once, and then nobody is to have it open.
                     drop(fd);
                     self.finished(&handle, finished);
@@ -234,11 +241,20 @@ impl Recall {
         }
     }
 
+    /// The file as it was opened before it was filled; the next one to ask gets nothing.
+    fn open_since(&self, handle: &Handle) -> Option<OwnedFd> {
+        match lock(&self.queue).states.get_mut(handle) {
+            Some(State::There { open, .. }) => open.take(),
+            _ => None,
+        }
+    }
+
     /// Gives the files that are durable as they are now.
     fn make_durable(&self, files: Vec<Finishing>) -> Vec<Finishing> {
         // Where inodes are not held by marks of their own, one may be forgotten with its error.
         let (everything, _) = self.parts.residents.mode();
-        if files.len() > ONE_BY_ONE || everything {
+        // And another program may have been told what a sync of a file opened later is not told again.
+        if files.len() > ONE_BY_ONE || everything || files.iter().any(|file| !file.told) {
             return match self.sync() {
                 Ok(()) => files,
                 Err(error) => {
@@ -298,7 +314,10 @@ impl Recall {
 
     /// The file is durable, and its mark says so durably. It leaves the queue while it is held, so that no release
     /// of it comes between: what is *there* in memory is never a stub again on the disk.
-    fn finish_one(&self, Finishing { handle, fd }: &Finishing) -> Result<Option<State>, FillError> {
+    fn finish_one(
+        &self,
+        Finishing { handle, fd, .. }: &Finishing,
+    ) -> Result<Option<State>, FillError> {
         let _held = self.parts.busy.hold(handle);
         let marked = mark::look(fd.as_fd(), self.parts.log_id)?;
         // While it has its mark nobody writes; with the lease nobody does before the look at its time.

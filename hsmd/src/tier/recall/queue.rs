@@ -4,6 +4,7 @@
 //! that is under way hears of it between two chunks ([`Filling`]), and leaves a file that was empty empty.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -83,7 +84,13 @@ pub(super) enum State {
     /// Its bytes are to come.
     Wanted(Wanted),
     /// Its bytes are there; these wait for the mark to go.
-    There { there: There, waiters: Vec<Waiter> },
+    There {
+        there: There,
+        waiters: Vec<Waiter>,
+        /// Open since before the first byte was written, until it is finished or found in use: a sync of it hears of
+        /// every error, whoever was told before.
+        open: Option<OwnedFd>,
+    },
 }
 
 impl State {
