@@ -3,6 +3,7 @@
 
 pub mod changes;
 pub mod compare;
+pub mod guarded;
 pub mod home;
 pub mod loopfs;
 pub mod power;

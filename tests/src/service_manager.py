@@ -1,7 +1,8 @@
 """Stands in for a service manager with a descriptor store (sd_pid_notify_with_fds(3)).
 
 Starts a daemon, keeps the descriptors that it gives away, and starts it again with them after it was
-killed. SIGUSR1 kills the daemon with all its processes; SIGTERM stops it.
+killed, with all that it has left behind (KillMode=mixed). SIGUSR1 kills the daemon with all its processes;
+SIGTERM stops it. The words in the file `notify.trap`, where there is one, go before the command once.
 """
 
 import array
@@ -22,6 +23,11 @@ def start(command: list[str], path: str, store: dict[str, int]) -> int:
     if pid:
         return pid
     os.setsid()
+    trap = f"{path}.trap"
+    if os.path.exists(trap):
+        with open(trap, encoding="utf-8") as words:
+            command = words.read().splitlines() + command
+        os.unlink(trap)
     environment = dict(os.environ, NOTIFY_SOCKET=path)
     if store:
         for number, fd in enumerate(store.values()):
@@ -32,13 +38,13 @@ def start(command: list[str], path: str, store: dict[str, int]) -> int:
     os.execvpe(command[0], command, environment)
 
 
-def hear(sock: socket.socket, store: dict[str, int]) -> None:
-    """Takes one message."""
+def hear(sock: socket.socket, store: dict[str, int]) -> bool:
+    """Takes one message, if there is one."""
     size = array.array("i").itemsize
     try:
         text, ancillary, _, _ = sock.recvmsg(4096, socket.CMSG_SPACE(16 * size))
     except TimeoutError:
-        return
+        return False
     fds = array.array("i")
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -52,6 +58,7 @@ def hear(sock: socket.socket, store: dict[str, int]) -> None:
             # Out of the way of those that a child is given.
             store[name] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100)
         os.close(fd)
+    return True
 
 
 def main() -> int:
@@ -68,8 +75,18 @@ def main() -> int:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if not ended:
             continue
+        # Whatever it said before its end counts (systemd looks at messages before dead children).
+        while hear(sock, store):
+            pass
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
         code = os.waitstatus_to_exitcode(status)
         if code >= 0:
+            # The permission group first: closing the other one waits for every access.
+            for name in sorted(store, reverse=True):
+                os.close(store[name])
             return code
         time.sleep(PAUSE_S)
         pid = start(command, path, store)

@@ -21,6 +21,7 @@ use crate::home::Home;
 use crate::loopfs::{Kind, LoopDevice, LoopFs, SMALL_BYTES};
 use crate::program::{LIMIT, Ran, Running, locate, run};
 use crate::report::say;
+use crate::strace::Call;
 
 /// What the watched filesystem lies on.
 enum Disk {
@@ -142,6 +143,7 @@ impl Setup {
             device: None,
             managed: self.managed,
             program: locate("hsmd"),
+            trap: None,
             pools: Vec::new(),
             asked: AtomicU64::new(0),
         };
@@ -178,6 +180,7 @@ pub struct System {
     device: Option<LoopDevice>,
     managed: bool,
     program: PathBuf,
+    trap: Option<Call>,
     pools: Vec<Vec<PathBuf>>,
     asked: AtomicU64,
 }
@@ -351,8 +354,14 @@ impl System {
         self.daemon = Some(self.spawn());
     }
 
-    fn spawn(&self) -> Running {
+    /// The next process that is started as the daemon is killed before this call.
+    pub fn trap_next_start(&mut self, call: Call) {
+        self.trap = Some(call);
+    }
+
+    fn spawn(&mut self) -> Running {
         let hsmd = &self.program;
+        let trap = self.trap.take().map(Call::before);
         let mut command = if self.managed {
             let python = std::env::var_os("HSM_PYTHON").unwrap_or_else(|| "python3".into());
             let mut manager = Command::new(python);
@@ -361,8 +370,15 @@ impl System {
                 "/src/service_manager.py"
             ));
             let _ = fs::remove_file(self.home.path().join("notify"));
+            if let Some(words) = trap {
+                fs::write(self.home.at("notify.trap"), words.join("\n")).expect("a trap");
+            }
             manager.arg(self.home.path().join("notify")).arg(hsmd);
             manager
+        } else if let Some(words) = trap {
+            let mut strace = Command::new(&words[0]);
+            strace.args(&words[1..]).arg(hsmd);
+            strace
         } else {
             Command::new(hsmd)
         };
@@ -390,7 +406,7 @@ impl System {
         }
     }
 
-    /// The processes of the daemon that run as this: "guard" or "worker".
+    /// The processes of the daemon that run as this: "keeper", "guard" or "worker".
     pub fn processes(&self, role: &str) -> Vec<i32> {
         let config = self.config().into_os_string().into_encoded_bytes();
         let mut found = Vec::new();
@@ -403,8 +419,15 @@ impl System {
                 continue;
             };
             let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
-            let mut words = line.split(|byte| *byte == 0);
-            if words.any(|word| word == config) && words.any(|word| word == role.as_bytes()) {
+            let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+            let is = |role: &str| match role {
+                "keeper" => words[0] == self.program.as_os_str().as_encoded_bytes(),
+                role => words.contains(&role.as_bytes()),
+            };
+            let others = ["guard", "worker"]
+                .iter()
+                .any(|other| *other != role && is(other));
+            if words.contains(&config.as_slice()) && is(role) && !others {
                 found.push(pid);
             }
         }
@@ -457,7 +480,8 @@ impl System {
 
     /// Kills keeper, guard and worker at once, as a power loss would; the mount stays behind.
     pub fn kill_all(&mut self) {
-        let roles = ["guard", "worker"];
+        // A service manager's death leaves its keeper behind.
+        let roles = ["keeper", "guard", "worker"];
         let all: Vec<i32> = roles.iter().flat_map(|role| self.processes(role)).collect();
         self.kill9();
         for pid in all {

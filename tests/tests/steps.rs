@@ -1,18 +1,17 @@
 //! Every step of release and recall: the daemon is killed there, or the power fails there.
 //!
-//! The steps are those of the table in ARCHITECTURE.md. strace kills the worker when one of its threads
-//! is about to make a certain call, so the product needs no fault points of its own; a step that is never
-//! reached fails the test.
+//! The steps are those of the table in ARCHITECTURE.md, each before a certain call ([`hsm_tests::strace`]). A step
+//! that is never reached fails the test.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use hsm_tests::loopfs::Kind;
 use hsm_tests::report::say;
+use hsm_tests::strace::{Trap, Whom, call, is_alive};
 use hsm_tests::stubs::{assert_reads, is_marked, read_patiently, release, wait_whole};
 use hsm_tests::sys;
 use hsm_tests::system::{Setup, System};
@@ -100,62 +99,20 @@ impl Step {
     }
 }
 
-/// A number of a process or thread by its name.
-fn thread_of(process: i32, name: &str) -> String {
-    let tasks = fs::read_dir(format!("/proc/{process}/task")).expect("its threads");
-    tasks
-        .flatten()
-        .find(|task| {
-            let comm = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
-            comm.trim_end() == name
-        })
-        .map_or_else(
-            || panic!("the worker has no thread {name:?}"),
-            |task| task.file_name().to_string_lossy().into_owned(),
-        )
-}
-
-/// Kills the worker when it comes to a step; ends with it.
-fn kill_at(step: Step, worker: i32) -> Child {
-    let mut command = Command::new("strace");
-    match step.thread {
-        Some(name) => command.args(["-p", &thread_of(worker, name)]),
-        None => command.args(["-f", "-p", &worker.to_string()]),
+/// Kills the worker when it comes to a step.
+fn trap(step: Step, worker: i32) -> Trap {
+    let whom = match step.thread {
+        Some(name) => Whom::Thread(worker, name),
+        None => Whom::All(worker),
     };
-    command.args(["-o", "/dev/null", "-e", &format!("trace={}", step.call)]);
-    let inject = format!("inject={}:signal=KILL:when={}", step.call, step.nth);
-    command.args(["-e", &inject]).stderr(Stdio::piped());
-    let mut tracer = command.spawn().expect("strace");
-    let mut told = BufReader::new(tracer.stderr.take().expect("its messages"));
-    let mut line = String::new();
-    told.read_line(&mut line).expect("a message");
-    assert!(line.contains("attached"), "strace: {line}");
-    // It has more to say, and nobody listens: its end is not to be because of that.
-    thread::spawn(move || std::io::copy(&mut told, &mut std::io::sink()));
-    tracer
+    Trap::set(whom, call(step.call, step.nth))
 }
 
 /// Waits for the worker's death.
-fn reached(tracer: Child, worker: i32, context: &str) {
+fn reached(trap: Trap, worker: i32, context: &str) {
     let end = Instant::now() + LIMIT;
-    let dies = dies_before(tracer, worker, &|| Instant::now() >= end);
+    let dies = trap.kills_before(worker, &|| Instant::now() >= end);
     assert!(dies, "{context}: the step is never reached");
-}
-
-/// Waits for the worker's death, or until something else is so.
-fn dies_before(mut tracer: Child, worker: i32, over: &dyn Fn() -> bool) -> bool {
-    let dies = loop {
-        if !Path::new(&format!("/proc/{worker}/fd/0")).exists() {
-            break true;
-        }
-        if over() {
-            let _ = tracer.kill();
-            break false;
-        }
-        thread::sleep(Duration::from_millis(2));
-    };
-    let _ = tracer.wait();
-    dies
 }
 
 /// How it ends.
@@ -209,7 +166,7 @@ fn interrupted(system: &mut System, number: usize, step: Step, end: End) {
     let [worker] = workers[..] else {
         panic!("{context}: workers {workers:?}");
     };
-    let tracer = kill_at(step, worker);
+    let trap = trap(step, worker);
     match end {
         End::Killed => {
             thread::scope(|scope| {
@@ -221,7 +178,7 @@ fn interrupted(system: &mut System, number: usize, step: Step, end: End) {
                     }
                     Act::Recall => assert!(&read_patiently(path) == bytes, "who waited"),
                 });
-                reached(tracer, worker, &context);
+                reached(trap, worker, &context);
             });
             system.wait_until_it_answers();
         }
@@ -232,7 +189,7 @@ fn interrupted(system: &mut System, number: usize, step: Step, end: End) {
             };
             command.stdout(Stdio::null()).stderr(Stdio::null());
             let mut child = command.arg(&path).spawn().expect("started");
-            reached(tracer, worker, &context);
+            reached(trap, worker, &context);
             if system.fs().kind() == Kind::Btrfs {
                 // Else it would be as it was at the last sync, whatever the step.
                 let root = File::open(system.root()).expect("the root");
@@ -284,17 +241,17 @@ fn interrupted_sealed(
     let [worker] = workers[..] else {
         panic!("{context}: workers {workers:?}");
     };
-    let tracer = kill_at(step, worker);
+    let trap = trap(step, worker);
     let mut reads = Command::new("cat");
     reads.stdout(Stdio::null()).stderr(Stdio::null());
     let mut reads = reads.arg(path).spawn().expect("started");
     let limit = Instant::now() + LIMIT;
-    let dies = dies_before(tracer, worker, &|| {
+    let dies = trap.kills_before(worker, &|| {
         assert!(Instant::now() < limit, "{context}: it is never recalled");
         // The last calls come after the mark is gone.
         let whole = !is_marked(path);
         thread::sleep(Duration::from_millis(if whole { 300 } else { 0 }));
-        whole && Path::new(&format!("/proc/{worker}/fd/0")).exists()
+        whole && is_alive(worker)
     });
     match end {
         End::Killed => {
