@@ -73,6 +73,12 @@ pub struct GuardArgs {
     /// The keeper's process
     #[arg(long)]
     pub keeper: i32,
+    /// The filesystem's block device
+    #[arg(long)]
+    pub device: PathBuf,
+    /// Where everybody sees it
+    #[arg(long)]
+    pub place: PathBuf,
     /// Accesses that wait for each user at most
     #[arg(long)]
     pub waiters_max: usize,

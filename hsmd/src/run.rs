@@ -12,7 +12,7 @@ use crate::cli::{GuardArgs, Hsmd, WorkerArgs};
 use crate::config::Config;
 use crate::daemon::{Daemon, Overrides, Refusal};
 use crate::sys::process;
-use crate::tier::exposure::Exposure;
+use crate::tier::exposure::{Exposure, Place};
 use crate::tier::worker::Inherited;
 use crate::tier::{self, keeper};
 use crate::{output, preflight};
@@ -37,7 +37,9 @@ pub fn check_config(file: &Path) -> ExitCode {
         }
     };
     match Exposure::of(&config) {
-        Ok(Some(exposure)) if !exposure.is_exposed() => return not_exposed(file, &exposure),
+        Ok(Some(exposure)) if !exposure.place().is_exposed().unwrap_or(false) => {
+            return not_exposed(file, exposure.place());
+        }
         Ok(_) => {}
         Err(refusal) => return refused(&[refusal]),
     }
@@ -80,12 +82,12 @@ pub fn check_config(file: &Path) -> ExitCode {
 }
 
 /// What can be said of a filesystem that hsmd mounts when it starts.
-fn not_exposed(file: &Path, exposure: &Exposure) -> ExitCode {
+fn not_exposed(file: &Path, place: &Place) -> ExitCode {
     let text = format!(
         "{} is good as far as can be told before {} is mounted: hsmd mounts it at {}, and checks then what lies where\n",
         file.display(),
-        exposure.device().display(),
-        exposure.place().display()
+        place.device().display(),
+        place.path().display()
     );
     if output::text(&text).is_ok() {
         ExitCode::SUCCESS

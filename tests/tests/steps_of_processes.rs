@@ -6,12 +6,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use hsm_tests::guarded::{assert_guarded, is_exposed};
 use hsm_tests::loopfs::Kind;
+use hsm_tests::program::{locate, run_within};
 use hsm_tests::report::say;
 use hsm_tests::strace::{Call, Trap, Whom, call};
 use hsm_tests::stubs::assert_reads;
@@ -118,6 +120,84 @@ fn the_keeper_is_killed_at_every_step_of_its_start() {
     system.start();
     assert_reads(&paths[0], &bytes_of(&paths[0]), "after all");
     system.check("the keeper is killed while it starts");
+}
+
+/// The next daemon after one of which something may be left; what of it, is none of its business.
+fn start_after(system: &mut System, context: &str) {
+    let left = system.processes("worker");
+    system.start_unready();
+    let end = Instant::now() + LIMIT;
+    loop {
+        // The one before may answer still.
+        let workers = system.processes("worker");
+        if workers.iter().any(|pid| !left.contains(pid)) {
+            break;
+        }
+        if let Some(ran) = system.daemon().wait(Duration::from_millis(10)) {
+            panic!("{context}: {ran}");
+        }
+        assert!(Instant::now() < end, "{context}: it does not start");
+        assert_guarded(system.root(), context);
+    }
+    system.wait_until_it_answers();
+}
+
+/// The keeper's calls when it is told to stop, and whether the filesystem is exposed then still.
+const STOP: [(Call, bool); 4] = [
+    (call("wait4", 1), true),
+    (call("umount2", 1), true),
+    (call("kill", 1), false),
+    (call("exit_group", 1), false),
+];
+
+#[test]
+fn the_keeper_is_killed_at_every_step_of_its_end() {
+    let (mut system, paths) = with_stubs(Setup::new(Kind::Ext4).exposed(), STOP.len());
+    for ((step, exposed), path) in STOP.into_iter().zip(&paths) {
+        let context = format!("stop, {step:?}");
+        say(format_args!("{context}"));
+        let keeper = system.daemon().pid().as_raw();
+        let trap = Trap::set(Whom::First(keeper), step);
+        system.daemon().signal(Signal::SIGTERM);
+        let end = Instant::now() + LIMIT;
+        let over = || Instant::now() >= end;
+        assert!(trap.kills_before(keeper, &over), "{context}: never reached");
+        assert_guarded(system.root(), &context);
+        assert_eq!(is_exposed(system.root()), exposed, "{context}");
+        if exposed {
+            assert_reads(path, &bytes_of(path), &context);
+        }
+        system.kill9();
+        start_after(&mut system, &context);
+        assert_reads(path, &bytes_of(path), &context);
+    }
+    system.check("the keeper is killed while it stops");
+}
+
+/// A second hsmd for the same filesystem takes nothing away from the first; one whose predecessor's keeper
+/// was killed says who uses the filesystem.
+#[test]
+fn who_comes_beside_a_guard_is_refused() {
+    let (mut system, paths) = with_stubs(Setup::new(Kind::Xfs).exposed(), 3);
+    let second = |system: &System| {
+        let mut command = Command::new(locate("hsmd"));
+        command.arg("--config").arg(system.config());
+        run_within(command, LIMIT)
+    };
+    let ran = second(&system).refuses(&["runs already", "stop that one first"]);
+    let keeper = system.daemon().pid();
+    assert!(ran.stderr.contains(&keeper.to_string()), "{ran}");
+    assert_reads(&paths[0], &bytes_of(&paths[0]), "beside a second one");
+    kill(keeper, Signal::SIGKILL).expect("killed");
+    system.kill9();
+    let user = fs::File::open(system.root()).expect("the root");
+    let _ = second(&system).refuses(&["whose keeper was killed", "in use by steps_of", "unmount"]);
+    assert_guarded(system.root(), "in use");
+    assert_reads(&paths[1], &bytes_of(&paths[1]), "without a keeper");
+    drop(user);
+    start_after(&mut system, "without a keeper");
+    assert_reads(&paths[2], &bytes_of(&paths[2]), "with another one");
+    system.stop();
 }
 
 /// What the guard does.

@@ -89,9 +89,61 @@ pub fn die_with_parent() -> Result<(), Error> {
     }
 }
 
+/// Has this process told with a signal when the thread that started it ends. Afterwards see whether it had
+/// ended before ([`nix::unistd::getppid`]).
+pub fn tell_end_of_parent(signal: nix::sys::signal::Signal) -> Result<(), Error> {
+    // SAFETY: numbers only.
+    if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal as libc::c_int) } == 0 {
+        Ok(())
+    } else {
+        Err(Error::call(
+            "prctl PR_SET_PDEATHSIG",
+            "this process",
+            last_error(),
+        ))
+    }
+}
+
+/// State and parent of a process, from the text of its stat.
+fn state_and_parent(stat: &str) -> Option<(&str, i32)> {
+    // The name may have parentheses and spaces in it.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    let mut fields = rest.split(' ');
+    Some((fields.next()?, fields.next()?.parse().ok()?))
+}
+
+/// The parent of a process; `None` where it is gone.
+pub fn parent_of(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    state_and_parent(&stat).map(|(_, parent)| parent)
+}
+
+/// Whether a process exists, and is not dead and unburied.
+pub fn is_alive(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    state_and_parent(&stat).is_some_and(|(state, _)| !matches!(state, "Z" | "X"))
+}
+
 /// The user of a process; `None` where it is gone.
 pub fn user_of(pid: i32) -> Option<u32> {
     fs::metadata(format!("/proc/{pid}"))
         .ok()
         .map(|meta| meta.uid())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_of_stat_is_understood() {
+        let stat = "12 (a) b (c)) S 1 12 12 0 -1";
+        assert_eq!(state_and_parent(stat), Some(("S", 1)));
+        assert_eq!(state_and_parent("12 (a"), None);
+        let own = i32::try_from(std::process::id()).expect("a pid");
+        assert_eq!(parent_of(own), Some(nix::unistd::getppid().as_raw()));
+        assert!(is_alive(own));
+        assert_eq!(parent_of(-1), None);
+        assert!(!is_alive(-1));
+    }
 }

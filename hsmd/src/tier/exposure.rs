@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use std::time::{Duration, Instant};
 
+use super::others::Other;
 use crate::config::Config;
 use crate::daemon::{Refusal, refuse};
 use crate::sys::mount::{self, Mount, Unexposed, is_device_used, mounts};
@@ -19,13 +20,19 @@ use crate::sys::superblock;
 /// How long a device may stay in use after its last mount is gone.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The filesystem's device and public place.
+/// A device, and where everybody sees its filesystem.
+#[derive(Clone, Debug)]
+pub struct Place {
+    device: PathBuf,
+    path: PathBuf,
+}
+
+/// The filesystem's place, and how it is mounted there.
 #[derive(Clone, Debug)]
 pub struct Exposure {
-    device: PathBuf,
+    place: Place,
     fs_type: &'static str,
     options: String,
-    place: PathBuf,
 }
 
 impl Exposure {
@@ -58,11 +65,64 @@ impl Exposure {
             ));
         }
         Ok(Some(Self {
-            device,
+            place: Place::new(device, config.mount.clone()),
             fs_type: block.fs_type,
             options: config.mount_options.clone(),
-            place: config.mount.clone(),
         }))
+    }
+
+    /// Where everybody sees it.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    fn failed(&self, error: crate::sys::Error) -> Refusal {
+        refuse(
+            self.place.device.display(),
+            error,
+            "see the kernel's messages (dmesg), and try `mount` by hand",
+        )
+    }
+
+    /// Mounts it out of sight, and asks about every file of it; [`Self::expose`] is next. A mount that an
+    /// hsmd left behind which was killed is taken away first.
+    pub fn prepare(
+        &self,
+        group: &PermissionGroup,
+        wanted: Asked,
+    ) -> Result<(Unexposed, Asked), Refusal> {
+        self.place.clear()?;
+        let hidden = Unexposed::mount(&self.place.device, self.fs_type, &self.options)
+            .map_err(|error| self.failed(error))?;
+        let asked = group
+            .mark_filesystem(hidden.root(), wanted)
+            .map_err(|error| self.failed(error))?;
+        Ok((hidden, asked))
+    }
+
+    /// Lets everybody see it.
+    pub fn expose(&self, hidden: Unexposed) -> Result<(), Refusal> {
+        hidden
+            .expose(&self.place.path)
+            .map_err(|error| self.failed(error))
+    }
+
+    /// It is exposed, and `group` has been open ever since: every access is asked about again, whatever
+    /// marks the group has.
+    pub fn take_over(&self, group: &PermissionGroup, wanted: Asked) -> Result<Asked, Refusal> {
+        let advice = "end all programs that use it, unmount it, and start hsmd again";
+        let root = fs::File::open(&self.place.path)
+            .map_err(|error| refuse(self.place.path.display(), error, advice))?;
+        group
+            .mark_filesystem(root.as_fd(), wanted)
+            .map_err(|error| refuse(self.place.path.display(), error, advice))
+    }
+}
+
+impl Place {
+    /// The device's path is the real one, without links.
+    pub fn new(device: PathBuf, path: PathBuf) -> Self {
+        Self { device, path }
     }
 
     /// The block device.
@@ -70,20 +130,19 @@ impl Exposure {
         &self.device
     }
 
-    /// Whether it is mounted at its place.
-    pub fn is_exposed(&self) -> bool {
-        let mut seen = self.seen().into_iter();
-        seen.any(|mount| mount.mount_point == self.place)
+    /// The mount point.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
-    /// Where everybody sees it.
-    pub fn place(&self) -> &Path {
-        &self.place
+    /// Whether it is mounted there.
+    pub fn is_exposed(&self) -> Result<bool, crate::sys::Error> {
+        let seen = self.seen()?;
+        Ok(seen.iter().any(|mount| mount.mount_point == self.path))
     }
 
     /// The mounts of the device that this process sees.
-    fn seen(&self) -> Vec<Mount> {
-        let all = mounts().unwrap_or_default();
+    fn seen(&self) -> Result<Vec<Mount>, crate::sys::Error> {
         let ours = |mount: &Mount| {
             mount
                 .device()
@@ -91,37 +150,14 @@ impl Exposure {
                 .and_then(|device| fs::canonicalize(device).ok())
                 .is_some_and(|device| device == self.device)
         };
-        all.into_iter().filter(ours).collect()
+        Ok(mounts()?.into_iter().filter(ours).collect())
     }
 
-    /// Mounts, marks, exposes; in this order. A mount that an hsmd left behind which was killed is
-    /// taken away first.
-    pub fn expose(&self, group: &PermissionGroup, wanted: Asked) -> Result<Asked, Refusal> {
-        self.clear()?;
-        let failed = |error: crate::sys::Error| {
-            refuse(
-                self.device.display(),
-                error,
-                "see the kernel's messages (dmesg), and try `mount` by hand",
-            )
-        };
-        let hidden = Unexposed::mount(&self.device, self.fs_type, &self.options).map_err(failed)?;
-        let asked = group
-            .mark_filesystem(hidden.root(), wanted)
-            .map_err(failed)?;
-        hidden.expose(&self.place).map_err(failed)?;
-        Ok(asked)
-    }
-
-    /// It is exposed, and `group` has been open ever since: every access is asked about again, whatever
-    /// marks the group has.
-    pub fn take_over(&self, group: &PermissionGroup, wanted: Asked) -> Result<Asked, Refusal> {
-        let advice = "end all programs that use it, unmount it, and start hsmd again";
-        let root = fs::File::open(&self.place)
-            .map_err(|error| refuse(self.place.display(), error, advice))?;
-        group
-            .mark_filesystem(root.as_fd(), wanted)
-            .map_err(|error| refuse(self.place.display(), error, advice))
+    /// The guard of another hsmd that has the device.
+    pub fn other(&self) -> Result<Option<Other>, crate::sys::Error> {
+        // One that has not is about to end.
+        let used = is_device_used(&self.device)?;
+        Ok(used.then(|| Other::of(&self.device)).flatten())
     }
 
     fn clear(&self) -> Result<(), Refusal> {
@@ -131,50 +167,84 @@ impl Exposure {
         if !is_device_used(&self.device).map_err(sys)? {
             return Ok(());
         }
-        let seen = self.seen();
-        let elsewhere: Vec<String> = seen
-            .iter()
-            .filter(|mount| mount.mount_point != self.place)
-            .map(|mount| mount.mount_point.display().to_string())
-            .collect();
+        let other = self.other().map_err(sys)?;
+        let (here, elsewhere): (Vec<Mount>, Vec<Mount>) = self
+            .seen()
+            .map_err(sys)?
+            .into_iter()
+            .partition(|mount| mount.mount_point == self.path);
         if !elsewhere.is_empty() {
+            let places = elsewhere.iter().map(|mount| mount.mount_point.display());
             return Err(refuse(
                 self.device.display(),
                 format!(
                     "it is mounted at {}, where nobody keeps released files from being read as zeros",
-                    elsewhere.join(" and ")
+                    places
+                        .map(|place| place.to_string())
+                        .collect::<Vec<_>>()
+                        .join(" and ")
                 ),
                 format!(
                     "unmount it there, and take it out of /etc/fstab: hsmd mounts it at {}",
-                    self.place.display()
+                    self.path.display()
                 ),
             ));
         }
-        for mount in &seen {
+        for mount in &here {
             tracing::warn!(place = %mount.mount_point.display(), "a mount that was left behind is taken away");
             if !self.unmount_left_behind(&mount.mount_point).map_err(sys)? {
-                return Err(refuse(
-                    self.place.display(),
-                    format!(
-                        "the filesystem is mounted there already, without hsmd, and in use by {}",
-                        self.users()
-                    ),
-                    "end these programs (they may have read zeros in place of released files), unmount it, and start hsmd again",
-                ));
+                return Err(self.is_used(other.is_some()));
             }
         }
-        // What a killed daemon had of it goes a moment after the daemon.
-        let patience = Instant::now() + PATIENCE;
+        self.wait_until_closed(other)
+    }
+
+    /// Why it cannot be exposed anew.
+    fn is_used(&self, guarded: bool) -> Refusal {
+        let (how, but) = if guarded {
+            ("by an hsmd whose keeper was killed", "")
+        } else {
+            (
+                "without hsmd",
+                " (they may have read zeros in place of released files)",
+            )
+        };
+        refuse(
+            self.path.display(),
+            format!(
+                "the filesystem is mounted there already, {how}, and in use by {}",
+                self.users()
+            ),
+            format!("end these programs{but}, unmount it, and start hsmd again"),
+        )
+    }
+
+    /// What a killed daemon had of it goes a moment after the daemon; the guard of a killed keeper ends its
+    /// worker first.
+    fn wait_until_closed(&self, other: Option<Other>) -> Result<(), Refusal> {
+        let sys = |error: crate::sys::Error| {
+            refuse(self.device.display(), error, "hsmd must be able to open it")
+        };
+        let (mut patience, mut told) = (Instant::now() + PATIENCE, false);
         while is_device_used(&self.device).map_err(sys)? {
-            if Instant::now() < patience {
-                std::thread::sleep(Duration::from_millis(20));
-                continue;
+            if let Some(other) = other.filter(|other| other.lives()) {
+                if !std::mem::replace(&mut told, true) {
+                    let guard = other.guard;
+                    tracing::warn!(
+                        guard,
+                        "the hsmd before this one is ending; it is waited for"
+                    );
+                }
+                patience = Instant::now() + PATIENCE;
             }
-            return Err(refuse(
-                self.device.display(),
-                "it is in use: mounted in another mount namespace (a container), or held by another program",
-                "end what uses it (`lsof` on the device, `findmnt -N PID` for containers), then start hsmd again",
-            ));
+            if Instant::now() >= patience {
+                return Err(refuse(
+                    self.device.display(),
+                    "it is in use: mounted in another mount namespace (a container), or held by another program",
+                    "end what uses it (`lsof` on the device, `findmnt -N PID` for containers), then start hsmd again",
+                ));
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
     }
@@ -196,11 +266,11 @@ impl Exposure {
 
     /// Takes the public mount away. False: it is in use.
     pub fn hide(&self) -> Result<bool, crate::sys::Error> {
-        if !self.is_exposed() {
+        if !self.is_exposed()? {
             return Ok(true);
         }
         // Somebody may have mounted over it, and that came off first.
-        Ok(mount::unmount(&self.place)? && !self.is_exposed())
+        Ok(mount::unmount(&self.path)? && !self.is_exposed()?)
     }
 
     /// Whether no mount is left anywhere.
@@ -243,7 +313,7 @@ impl Exposure {
                 .chain(["cwd", "root", "exe"].map(|link| path.join(link)));
             let uses = links
                 .filter_map(|link| fs::read_link(link).ok())
-                .any(|target| target.starts_with(&self.place));
+                .any(|target| target.starts_with(&self.path));
             if uses {
                 let command = fs::read_to_string(path.join("comm")).unwrap_or_default();
                 users.push(format!("{} ({pid})", command.trim_end()));
@@ -251,7 +321,7 @@ impl Exposure {
         }
         let below = mounts().unwrap_or_default().into_iter();
         let below = below.filter(|mount| {
-            mount.mount_point != self.place && mount.mount_point.starts_with(&self.place)
+            mount.mount_point != self.path && mount.mount_point.starts_with(&self.path)
         });
         users.extend(below.map(|mount| format!("the mount {}", mount.mount_point.display())));
         users

@@ -4,6 +4,9 @@
 //! lies in a queue here, and when the worker dies, everything unanswered is handed to the next one. It
 //! never touches the public mount, and looks at nothing of a file but whether it has a mark, or no data at all
 //! ([`super::regain`]).
+//!
+//! When the keeper is killed and no service manager kills the rest, the guard goes on in its place, until
+//! somebody unmounts the filesystem: the next keeper does.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -18,8 +21,9 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getppid};
 
+use super::exposure::Place;
 use super::regain;
 use crate::cli::GuardArgs;
 use crate::output;
@@ -42,6 +46,10 @@ const STACK_BYTES: usize = 128 * 1024;
 const RESERVED: usize = 64;
 /// A worker that ran for less is started again after this time.
 const BACKOFF: Duration = Duration::from_secs(1);
+/// How often a guard without a keeper looks whether the filesystem is mounted still.
+const TICK: Duration = Duration::from_millis(500);
+/// Says that the keeper may be gone.
+const END_OF_KEEPER: Signal = Signal::SIGUSR1;
 /// What the worker gives back when it must not be started again.
 const REFUSED: i32 = 2;
 
@@ -386,7 +394,9 @@ pub fn run(config: &Path, log_level: &str, args: &GuardArgs) -> ExitCode {
 struct Supervisor {
     guard: Arc<Guard>,
     signals: SignalFd,
-    keeper: i32,
+    /// `None`: it is gone, and that was told.
+    keeper: Option<i32>,
+    place: Place,
     ready_once: bool,
     stopping: bool,
     restarting: bool,
@@ -401,10 +411,12 @@ impl Supervisor {
             Signal::SIGINT,
             Signal::SIGHUP,
             Signal::SIGCHLD,
+            END_OF_KEEPER,
         ] {
             set.add(signal);
         }
         set.thread_block().map_err(|error| error.to_string())?;
+        process::tell_end_of_parent(END_OF_KEEPER).map_err(failed)?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals =
             SignalFd::with_flags(&set, flags).map_err(|error| format!("signalfd: {error}"))?;
@@ -456,7 +468,8 @@ impl Supervisor {
         Ok(Self {
             guard,
             signals,
-            keeper: args.keeper,
+            keeper: Some(args.keeper),
+            place: Place::new(args.device.clone(), args.place.clone()),
             ready_once: args.again,
             stopping: false,
             restarting: false,
@@ -482,29 +495,27 @@ impl Supervisor {
                     tracing::error!(error, "no worker can be started; it is tried again");
                     self.rest(BACKOFF);
                     if self.stopping {
-                        self.guard.give_up();
-                        return Ok(ExitCode::SUCCESS);
+                        return Ok(self.end());
                     }
                     continue;
                 }
             };
-            let code = self.serve(&mut worker, args)?;
+            let code = self.serve(&mut worker)?;
             self.guard.worker.store(0, Ordering::Relaxed);
             *lock(&self.guard.link) = None;
             self.guard.untell();
             if self.stopping {
-                self.guard.give_up();
-                return Ok(ExitCode::SUCCESS);
+                return Ok(self.end());
             }
             if code == Some(REFUSED) && !self.ready_once {
                 // It has said why. Until the filesystem is unmounted, somebody must answer.
                 self.guard.refusing.store(true, Ordering::Relaxed);
                 self.guard.give_up();
-                let _ = kill(Pid::from_raw(args.keeper), Signal::SIGUSR2);
+                self.tell_keeper(Signal::SIGUSR2);
                 while !self.stopping {
                     self.rest(BACKOFF);
                 }
-                return Ok(ExitCode::SUCCESS);
+                return Ok(self.end());
             }
             if std::mem::take(&mut self.restarting) {
                 tracing::info!("the worker is started again");
@@ -517,15 +528,25 @@ impl Supervisor {
             if worker.started.elapsed() < BACKOFF {
                 self.rest(BACKOFF);
                 if self.stopping {
-                    self.guard.give_up();
-                    return Ok(ExitCode::SUCCESS);
+                    return Ok(self.end());
                 }
             }
         }
     }
 
+    /// The worker is gone, and there will be no other.
+    fn end(&self) -> ExitCode {
+        self.guard.refusing.store(true, Ordering::Relaxed);
+        self.guard.give_up();
+        // Where there is a keeper, it holds the group as long as this is so.
+        while self.keeper_is_gone() && !self.place.is_closed() {
+            std::thread::sleep(TICK);
+        }
+        ExitCode::SUCCESS
+    }
+
     /// Until the worker is gone; gives its exit status.
-    fn serve(&mut self, worker: &mut Worker, args: &GuardArgs) -> Result<Option<i32>, String> {
+    fn serve(&mut self, worker: &mut Worker) -> Result<Option<i32>, String> {
         let mut linked = true;
         loop {
             let wants = if worker.full {
@@ -540,12 +561,17 @@ impl Supervisor {
             if linked {
                 fds.push(PollFd::new(worker.socket.as_fd(), wants));
             }
-            let _ = poll(&mut fds, PollTimeout::NONE);
+            let patience = if self.keeper_is_gone() {
+                PollTimeout::try_from(TICK).unwrap_or(PollTimeout::ZERO)
+            } else {
+                PollTimeout::NONE
+            };
+            let _ = poll(&mut fds, patience);
             let readable = linked && fds[2].any().unwrap_or(false);
             drop(fds);
             let _ = self.guard.bell.read();
             if readable {
-                linked = self.hear(worker, args)?;
+                linked = self.hear(worker)?;
             }
             if linked && worker.ready {
                 match self.guard.tell(worker.socket.as_fd()) {
@@ -559,6 +585,7 @@ impl Supervisor {
                 }
             }
             self.obey(Some(worker));
+            self.stand_in(Some(worker));
             if let Ok(Some(status)) = worker.child.try_wait() {
                 return Ok(status.code());
             }
@@ -566,7 +593,7 @@ impl Supervisor {
     }
 
     /// Reads what the worker says. False: it is gone.
-    fn hear(&mut self, worker: &mut Worker, args: &GuardArgs) -> Result<bool, String> {
+    fn hear(&mut self, worker: &mut Worker) -> Result<bool, String> {
         loop {
             let mut fds = [PollFd::new(worker.socket.as_fd(), PollFlags::POLLIN)];
             if poll(&mut fds, PollTimeout::ZERO).unwrap_or(0) == 0 {
@@ -581,7 +608,7 @@ impl Supervisor {
                     worker.ready = true;
                     *lock(&self.guard.link) = Some(worker.socket.clone());
                     if !std::mem::replace(&mut self.ready_once, true) {
-                        let _ = kill(Pid::from_raw(args.keeper), Signal::SIGUSR1);
+                        self.tell_keeper(Signal::SIGUSR1);
                     }
                 }
                 Ok(None) => return Ok(false),
@@ -596,16 +623,40 @@ impl Supervisor {
             let signal = i32::try_from(info.ssi_signo).unwrap_or(0);
             // Only the keeper knows when nobody can reach the filesystem any more; a terminal's Ctrl-C
             // goes to everybody.
-            let from_keeper = i32::try_from(info.ssi_pid).ok() == Some(self.keeper);
+            let sender = i32::try_from(info.ssi_pid).ok();
+            let from_keeper = sender.is_some() && sender == self.keeper;
             match Signal::try_from(signal) {
                 Ok(Signal::SIGTERM) if from_keeper => self.stopping = true,
                 Ok(Signal::SIGHUP) if from_keeper => self.restarting = true,
                 _ => continue,
             }
-            if let Some(worker) = worker {
-                let pid = i32::try_from(worker.child.id()).unwrap_or(0);
-                let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
-            }
+            stop(worker);
+        }
+    }
+
+    fn keeper_is_gone(&self) -> bool {
+        self.keeper != Some(getppid().as_raw())
+    }
+
+    fn tell_keeper(&self, signal: Signal) {
+        if let Some(keeper) = self.keeper.filter(|_| !self.keeper_is_gone()) {
+            let _ = kill(Pid::from_raw(keeper), signal);
+        }
+    }
+
+    /// Does what the keeper would do when the filesystem is unmounted, where that is gone.
+    fn stand_in(&mut self, worker: Option<&Worker>) {
+        if self.stopping || !self.keeper_is_gone() {
+            return;
+        }
+        if self.keeper.take().is_some() {
+            tracing::error!(
+                "the keeper is gone; released files are guarded until the filesystem is unmounted: start hsmd again, which does that and exposes it anew"
+            );
+        }
+        if matches!(self.place.is_exposed(), Ok(false)) {
+            self.stopping = true;
+            stop(worker);
         }
     }
 
@@ -614,6 +665,14 @@ impl Supervisor {
         while !self.stopping && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(50));
             self.obey(None);
+            self.stand_in(None);
         }
+    }
+}
+
+fn stop(worker: Option<&Worker>) {
+    if let Some(worker) = worker {
+        let pid = i32::try_from(worker.child.id()).unwrap_or(0);
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
     }
 }

@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 use std::os::fd::AsFd;
 
 use super::exposure::Exposure;
+use super::others::Other;
 use super::store::{self, Stored};
 use crate::cli::Hsmd;
 use crate::config::Config;
@@ -24,6 +25,8 @@ use crate::sys::fanotify::Group;
 use crate::sys::permission::{Asked, PermissionGroup};
 use crate::sys::process;
 
+/// How often it is looked whether a process is gone.
+const TICK: Duration = Duration::from_millis(5);
 /// How often a filesystem that is in use is tried to be unmounted.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
 /// How often the journal says what it is in use by.
@@ -83,18 +86,36 @@ fn keep(config: &Config, args: &Hsmd) -> Result<ExitCode, Refusal> {
     let wanted = Asked {
         pre_access: config.pre_access,
     };
+    let place = exposure.place();
+    let other = place.other().map_err(|error| failed(&error))?;
+    if let Some(keeper) = other.and_then(Other::keeper) {
+        return Err(refuse(
+            place.device().display(),
+            format!("hsmd runs already for this filesystem (process {keeper})"),
+            "stop that one first",
+        ));
+    }
+    let is_exposed = place.is_exposed().map_err(|error| failed(&error))?;
     let (group, events, asked) = match store::take() {
-        Some(Stored { group, events }) if exposure.is_exposed() => {
+        Some(Stored { group, events }) if is_exposed => {
             tracing::warn!(
                 "hsmd was killed: the service manager has held the accesses since, and they go on"
             );
+            // Nobody else must read the group: an answer of his would be given to whom he does not know.
+            if let Some(other) = other {
+                other.kill();
+                while other.lives() {
+                    std::thread::sleep(TICK);
+                }
+            }
             let asked = exposure.take_over(&group, wanted)?;
             (group, events, asked)
         }
         stored => {
             let group = PermissionGroup::new().map_err(|error| failed(&error))?;
             let events = Group::new_notification().map_err(|error| failed(&error))?;
-            let asked = exposure.expose(&group, wanted)?;
+            let (hidden, asked) = exposure.prepare(&group, wanted)?;
+            exposure.expose(hidden)?;
             // Not before: where this is refused because another namespace has the filesystem, the old group
             // keeps its accesses.
             drop(stored);
@@ -142,6 +163,9 @@ impl Keeper<'_> {
             .arg(events.as_raw_fd().to_string());
         command.arg("--group-fd").arg(group.as_raw_fd().to_string());
         command.arg("--keeper").arg(std::process::id().to_string());
+        let place = self.exposure.place();
+        command.arg("--device").arg(place.device());
+        command.arg("--place").arg(place.path());
         command
             .arg("--waiters-max")
             .arg(self.config.recall_waiters_max.to_string());
@@ -187,7 +211,7 @@ impl Keeper<'_> {
                 started = Instant::now();
             }
             if self.stopping && !hidden {
-                match self.exposure.hide() {
+                match self.exposure.place().hide() {
                     Ok(true) => {
                         hidden = true;
                         // Nothing can change any more: what did is examined, and the log closed.
@@ -197,8 +221,8 @@ impl Keeper<'_> {
                         told = Some(Instant::now());
                         tracing::warn!(
                             "{} is in use by {}: hsmd goes on until they are done, and stops then",
-                            self.exposure.place().display(),
-                            self.exposure.users()
+                            self.exposure.place().path().display(),
+                            self.exposure.place().users()
                         );
                     }
                     Ok(false) => {}
@@ -251,7 +275,7 @@ impl Keeper<'_> {
     /// The group is closed only where nothing can reach the filesystem any more.
     fn close(&self) {
         let mut told = false;
-        while !self.exposure.is_closed() {
+        while !self.exposure.place().is_closed() {
             if !told {
                 tracing::warn!(
                     "the filesystem is unmounted here, but something else still has it (another mount namespace): hsmd ends when it is gone, until then its released files cannot be opened"

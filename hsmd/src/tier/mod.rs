@@ -15,6 +15,7 @@ pub mod guard;
 pub mod keeper;
 pub mod mark;
 mod mtime;
+mod others;
 pub mod recall;
 pub mod refill;
 pub mod regain;
