@@ -200,6 +200,38 @@ fn who_comes_beside_a_guard_is_refused() {
     system.stop();
 }
 
+/// From the moment when the filesystem is exposed a service manager holds the accesses.
+#[test]
+fn a_service_manager_guards_what_a_killed_keeper_has_exposed() {
+    // One stub stays one, or there would be nothing to guard.
+    let (mut system, paths) = with_stubs(Setup::new(Kind::Ext4).exposed().managed(), 5);
+    system.stop();
+    // It has given one of the two groups away, both; and the filesystem is exposed.
+    let steps = [call("sendmsg", 2), call("move_mount", 1), call("clone3", 1)];
+    for (step, path) in steps.into_iter().zip(&paths) {
+        let context = format!("{step:?}");
+        system.trap_next_start(step);
+        system.start_unready();
+        // Whether anybody holds the group cannot be seen as long as it is on its way to the manager.
+        Reads::start(path, true).right(&context);
+        assert_guarded(system.root(), &context);
+        assert!(!system.home().at("notify.trap").exists(), "{context}");
+        system.wait_until_it_answers();
+        system.stop();
+    }
+    system.start();
+    // The keeper alone, and what it leaves behind is killed before the next one.
+    let (keeper, guard) = (one(&system, "keeper"), one(&system, "guard"));
+    kill(Pid::from_raw(keeper), Signal::SIGKILL).expect("killed");
+    Reads::start(&paths[3], true).right("the keeper alone is killed");
+    while one(&system, "guard") == guard {
+        assert_guarded(system.root(), "the keeper alone is killed");
+    }
+    system.wait_until_it_answers();
+    system.check("killed under a service manager");
+    system.stop();
+}
+
 /// What the guard does.
 #[derive(Clone, Copy, Debug)]
 enum Doing {

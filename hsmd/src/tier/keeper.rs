@@ -115,12 +115,13 @@ fn keep(config: &Config, args: &Hsmd) -> Result<ExitCode, Refusal> {
             let group = PermissionGroup::new().map_err(|error| failed(&error))?;
             let events = Group::new_notification().map_err(|error| failed(&error))?;
             let (hidden, asked) = exposure.prepare(&group, wanted)?;
-            exposure.expose(hidden)?;
             // Not before: where this is refused because another namespace has the filesystem, the old group
             // keeps its accesses.
             drop(stored);
             store::drop_all();
+            // And this before anybody can reach the filesystem.
             store::keep(&group, &events);
+            exposure.expose(hidden)?;
             (group, events, asked)
         }
     };
