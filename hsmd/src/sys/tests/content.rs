@@ -14,6 +14,7 @@ use crate::sys::io::{flush_range, read_at, syncfs};
 use crate::sys::lease::{WriteLease, ignore_sigio, nobody_writes};
 use crate::sys::pagecache::{CacheState, cached_pages, mincore};
 use crate::sys::seek::{Content, Range, ranges};
+use crate::sys::space::{punch_all, reserve};
 use crate::sys::stat::stat_of;
 use crate::sys::testfs::{KINDS, TestFs, open_dir};
 
@@ -158,6 +159,25 @@ fn a_lease_that_somebody_waits_for_does_not_hold() {
         let taken = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
         assert_eq!(taken, 0, "{kind}");
         assert!(!lease.holds() && !lease.keeps_waiting(), "{kind}");
+    }
+}
+
+/// XFS keeps blocks behind the end of files that were just written, for more to come. (ext4 has nothing there but
+/// what somebody reserved, and leaves it.)
+#[test]
+fn a_punch_gives_back_what_lies_behind_the_end_too() {
+    for kind in ["xfs", "btrfs"] {
+        let fs = TestFs::new(kind);
+        let file = File::create_new(fs.at("file")).unwrap();
+        file.write_all_at(&[7; 10_000], 0).unwrap();
+        reserve(file.as_fd(), 10_000, 8 * MIB).unwrap();
+        syncfs(file.as_fd()).unwrap();
+        let before = stat_of(file.as_fd()).unwrap();
+        assert!(before.blocks * 512 > 8 * MIB, "{kind}: {before:?}");
+        punch_all(file.as_fd(), before.size).unwrap();
+        syncfs(file.as_fd()).unwrap();
+        let after = stat_of(file.as_fd()).unwrap();
+        assert_eq!((after.blocks, after.size), (0, 10_000), "{kind}");
     }
 }
 
