@@ -211,6 +211,21 @@ with open(sys.argv[1], "rb") as source, open(sys.argv[2], "wb") as out:
 ' "$SRC" "$OUT""#,
     ),
     (
+        "mmap of one page, then mremap",
+        To::Elsewhere,
+        r#"exec "$PY" -c '
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+for call in (libc.mmap, libc.mremap): call.restype = ctypes.c_void_p
+source = os.open(sys.argv[1], os.O_RDONLY)
+size = os.fstat(source).st_size
+one = libc.mmap(None, 4096, 1, 1, source, ctypes.c_long(0))
+all = libc.mremap(ctypes.c_void_p(one), ctypes.c_size_t(4096), ctypes.c_size_t(size), 1)
+if all in (None, ctypes.c_void_p(-1).value): raise OSError(ctypes.get_errno(), "mremap")
+open(sys.argv[2], "wb").write(ctypes.string_at(all, size))
+' "$SRC" "$OUT""#,
+    ),
+    (
         "preadv",
         To::Elsewhere,
         r#"exec "$PY" -c '
