@@ -207,7 +207,7 @@ fn a_user_cancels_his_own_and_root_everything() {
     assert_eq!(files(&queue(system)).len(), 0);
     let status = system.wait_for("nothing is wanted", |status| {
         let notices = status["notices"].to_string();
-        !notices.contains("released files are wanted")
+        !notices.contains(" wanted, and ")
     });
     assert_eq!(status["released"]["waiting"], 0, "{status:#}");
     // They are stubs like any other.

@@ -6,13 +6,11 @@
 //! between a look and the call behind it, about a microsecond.
 
 use std::os::fd::BorrowedFd;
-use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::time::{ClockId, clock_gettime};
 
 use crate::sys::stat::{Time, stat_of};
 use crate::sys::{Error, space};
-
-/// A tick of the slowest clock, twice: times of files may be so much behind the clock.
-const TICKS: i128 = 20_000_000;
 
 /// See the module.
 #[derive(Debug)]
@@ -27,9 +25,12 @@ fn nanos(time: Time) -> i128 {
     i128::from(time.0) * 1_000_000_000 + i128::from(time.1)
 }
 
-fn now() -> i128 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| i128::try_from(since.as_nanos()).unwrap_or(0))
+/// What a clock says. Times of files come from the coarse one, or are finer: it lags by a tick, and in a virtual machine
+/// by as long as the tick is late.
+fn now(clock: ClockId) -> i128 {
+    clock_gettime(clock).map_or(0, |now| {
+        nanos((now.tv_sec(), 0)) + i128::from(now.tv_nsec())
+    })
 }
 
 impl Mtime {
@@ -70,12 +71,13 @@ impl Mtime {
         act: impl FnOnce() -> Result<T, Error>,
     ) -> Result<T, Error> {
         self.look(fd)?;
-        let before = now();
+        let before = now(ClockId::CLOCK_REALTIME_COARSE);
         let done = act();
-        let after = now();
+        let after = now(ClockId::CLOCK_REALTIME);
         let found = stat_of(fd)?.mtime;
-        if found != self.wanted {
-            let ours = (before - TICKS..=after).contains(&nanos(found));
+        // What writes nothing leaves the time of our write before.
+        if found != self.wanted && Some(found) != self.ours {
+            let ours = (before..=after).contains(&nanos(found));
             if ours {
                 self.ours = Some(found);
             } else {
@@ -92,5 +94,42 @@ impl Mtime {
             space::set_mtime(fd, self.wanted)?;
         }
         Ok(self.wanted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+
+    /// A write, and much later one of nothing.
+    #[test]
+    fn what_writes_nothing_does_not_make_our_time_somebody_elses() {
+        let file = tempfile::tempfile().unwrap();
+        let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        file.set_modified(old).unwrap();
+        let fd = file.as_fd();
+        let mut mtime = Mtime::keep(fd).unwrap();
+        mtime.over(fd, || space::write_at(fd, b"bytes", 0)).unwrap();
+        std::thread::sleep(Duration::from_millis(60));
+        mtime.over(fd, || Ok(())).unwrap();
+        mtime.restore(fd).unwrap();
+        assert_eq!(file.metadata().unwrap().modified().unwrap(), old);
+    }
+
+    #[test]
+    fn somebody_elses_time_is_kept() {
+        let file: File = tempfile::tempfile().unwrap();
+        let theirs = SystemTime::UNIX_EPOCH + Duration::from_secs(1_100_000_000);
+        let fd = file.as_fd();
+        let mut mtime = Mtime::keep(fd).unwrap();
+        mtime.over(fd, || space::write_at(fd, b"bytes", 0)).unwrap();
+        file.set_modified(theirs).unwrap();
+        mtime.over(fd, || space::write_at(fd, b"more", 9)).unwrap();
+        mtime.restore(fd).unwrap();
+        assert_eq!(file.metadata().unwrap().modified().unwrap(), theirs);
     }
 }
