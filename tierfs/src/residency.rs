@@ -19,6 +19,9 @@
 //! ([`Residency::want_refill`]). Of each stub the list says since when it is one, or that it was found as
 //! one. Only those that were found flow back: what somebody released since then, he wants released.
 //!
+//! Files with a mark of which nobody knows what belongs into them are on the list as well: whoever opens them must
+//! be asked about, too. They are suspect, and no stubs.
+//!
 //! Beside the stubs it has the flags that were taken off a file so that it can be recalled (immutable,
 //! append-only): with them nobody can write its mark, so this is where they are kept, durably, until the file
 //! has them again, durably.
@@ -65,6 +68,8 @@ const UNCLEAN: &str = "unclean_s";
 
 /// Since when a stub is one that was found on the disk: nobody knows.
 const FOUND: i64 = 0;
+/// In its place: it is suspect.
+const SUSPECT: i64 = -1;
 
 /// A stub on the list.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -99,6 +104,11 @@ pub fn path_beside(catalog: &Path) -> PathBuf {
 fn number(file: FileId) -> i64 {
     // File ids are given one by one from 1.
     i64::try_from(file.get()).unwrap_or(i64::MAX)
+}
+
+fn stub_of((file, handle): (i64, Vec<u8>)) -> Option<Stub> {
+    let file = FileId::new(u64::try_from(file).ok()?)?;
+    Some(Stub { file, handle })
 }
 
 impl Residency {
@@ -244,13 +254,23 @@ impl Residency {
         self.next_generation()
     }
 
-    /// Puts files on the list that were found to be stubs. Of one that is on it nothing new is known.
+    /// Puts files on the list that were found to be stubs. Of one that is on it as a stub nothing new is known.
     pub fn add_found(&mut self, stubs: &[Stub]) -> Result<(), Error> {
         self.put(
             stubs,
             "INSERT INTO stub(file, handle, since_s) VALUES (?1, ?2, ?3)
-             ON CONFLICT(file) DO UPDATE SET handle = excluded.handle",
+             ON CONFLICT(file) DO UPDATE SET handle = excluded.handle, since_s = max(since_s, excluded.since_s)",
             FOUND,
+        )
+    }
+
+    /// Puts suspect files on the list. Durable when it returns.
+    pub fn add_suspects(&mut self, suspects: &[Stub]) -> Result<(), Error> {
+        self.put(
+            suspects,
+            "INSERT INTO stub(file, handle, since_s) VALUES (?1, ?2, ?3)
+             ON CONFLICT(file) DO UPDATE SET handle = excluded.handle, since_s = excluded.since_s",
+            SUSPECT,
         )
     }
 
@@ -413,11 +433,7 @@ impl Residency {
                 .collect::<Result<Vec<(i64, Vec<u8>)>, _>>()
             })
             .map_err(self.fail("reading the list of stubs"))?;
-        let stub = |(file, handle): (i64, _)| {
-            let file = FileId::new(u64::try_from(file).ok()?)?;
-            Some(Stub { file, handle })
-        };
-        Ok(rows.into_iter().filter_map(stub).collect())
+        Ok(rows.into_iter().filter_map(stub_of).collect())
     }
 
     // ---- what flows back -----------------------------------------------------------------------------
@@ -473,16 +489,24 @@ impl Residency {
 
     /// A file that was found to be a stub, and still is one as far as is known.
     pub fn get_found(&self, file: FileId) -> Result<Option<Stub>, Error> {
-        let stub = self
-            .conn
+        Ok(self.get_since(file, FOUND)?.filter(|stub| self.stays(stub)))
+    }
+
+    /// A file that is on the list with this in place of a time.
+    fn get_since(&self, file: FileId, since: i64) -> Result<Option<Stub>, Error> {
+        self.conn
             .prepare_cached("SELECT handle FROM stub WHERE file = ?1 AND since_s = ?2")
             .and_then(|mut stmt| {
-                stmt.query_row([number(file), FOUND], |row| row.get(0))
+                stmt.query_row([number(file), since], |row| row.get(0))
                     .optional()
             })
-            .map_err(self.fail("reading the list of stubs"))?
-            .map(|handle| Stub { file, handle });
-        Ok(stub.filter(|stub| !self.unmarked.contains(stub) && !self.leaving.contains(stub)))
+            .map(|found| found.map(|handle| Stub { file, handle }))
+            .map_err(self.fail("reading the list of stubs"))
+    }
+
+    /// Whether a file of the list has not lost its mark.
+    fn stays(&self, stub: &Stub) -> bool {
+        !self.unmarked.contains(stub) && !self.leaving.contains(stub)
     }
 
     /// These are to flow back no more: from now on they are like files that somebody released.
@@ -515,6 +539,48 @@ impl Residency {
             &[MOUNT],
             |key| [*key],
         )
+    }
+
+    // ---- what is suspect -----------------------------------------------------------------------------
+
+    /// The first suspect file, and how many there are.
+    pub fn suspects(&self) -> Result<(Option<Stub>, u64), Error> {
+        let fail = |error| Error::sqlite(&self.path, "reading the list of stubs", error);
+        let sql = "SELECT count(*) FROM stub WHERE since_s = ?1";
+        let all: i64 = self
+            .conn
+            .query_row(sql, [SUSPECT], |row| row.get(0))
+            .map_err(fail)?;
+        if all == 0 {
+            return Ok((None, 0));
+        }
+        let mut gone = 0;
+        for stub in self.unmarked.union(&self.leaving) {
+            gone += u64::from(self.get_since(stub.file, SUSPECT)?.as_ref() == Some(stub));
+        }
+        let sql = "SELECT file, handle FROM stub WHERE since_s = ?1 ORDER BY file";
+        let mut stmt = self.conn.prepare_cached(sql).map_err(fail)?;
+        let rows = stmt.query_map([SUSPECT], |row| Ok((row.get(0)?, row.get(1)?)));
+        for row in rows.map_err(fail)? {
+            if let Some(stub) = stub_of(row.map_err(fail)?).filter(|stub| self.stays(stub)) {
+                let all = u64::try_from(all).unwrap_or(0);
+                return Ok((Some(stub), all.saturating_sub(gone)));
+            }
+        }
+        Ok((None, 0))
+    }
+
+    /// A file that is on the list as suspect.
+    pub fn get_suspect(&self, file: FileId) -> Result<Option<Stub>, Error> {
+        Ok(self
+            .get_since(file, SUSPECT)?
+            .filter(|stub| self.stays(stub)))
+    }
+
+    /// How many of them are stubs.
+    pub fn count_stubs(&self) -> Result<u64, Error> {
+        let (_, suspects) = self.suspects()?;
+        Ok(self.count()?.saturating_sub(suspects))
     }
 
     /// How many are on the list.

@@ -305,10 +305,9 @@ impl Worker {
         {
             facts.certainty = Certainty::Sure;
         }
-        if let (Outcome::Facts(facts), Some(tier)) = (&outcome, &self.tier)
-            && facts.unreadable.is_some()
-        {
-            tier.protect_suspect(&job.handle);
+        if let (Outcome::Facts(facts), Some(tier)) = (&outcome, &self.tier) {
+            let file = job.known.map(|(file, _)| file);
+            tier.examined(&job.handle, file, facts.unreadable.is_some());
         }
         let hollow = matches!(&outcome, Outcome::Facts(facts) if facts.hollow);
         if hollow {

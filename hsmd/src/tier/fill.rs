@@ -47,6 +47,9 @@ pub enum FillError {
     /// What is in it is not what was logged.
     #[error("{0}")]
     Suspect(String),
+    /// What belongs into it is not known.
+    #[error("{0}")]
+    Unknown(String),
     /// Nobody wants it any more.
     #[error("the recall was cancelled")]
     Cancelled,

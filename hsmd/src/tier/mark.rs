@@ -1,14 +1,15 @@
 //! What a file's stub mark says, read from the file itself.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use tierfs::LogId;
 use tierfs::stub::{DiskMark, Stage, StubMark};
 
-use crate::sys::handle::{Handle, handle_of};
+use crate::sys::handle::{Handle, Opened, handle_of, open_by_handle};
 use crate::sys::seek::Content;
 use crate::sys::space::{STUB_XATTR, remove_mark};
-use crate::sys::{Error, seek, xattr};
+use crate::sys::stat::{FileKind, stat_of};
+use crate::sys::{Error, io, seek, xattr};
 
 /// What a file is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,8 +21,29 @@ pub enum Marked {
     /// It is a stub's like in a btrfs snapshot, and has of the data what the stub had. The mark is still
     /// that of the original.
     Snapshot(StubMark),
-    /// It has a mark that is not its own, and no data: what it reads as is not what it is.
+    /// It has a mark that is not its own and no data, or one that cannot be read: what it reads as is not what
+    /// it is.
     Suspect(String),
+}
+
+/// Looks at the mark of a regular file. `None`: there is no such file.
+pub fn find(
+    root: BorrowedFd<'_>,
+    handle: &Handle,
+    log_id: LogId,
+) -> Result<Option<(OwnedFd, Marked)>, Error> {
+    let held = match open_by_handle(root, handle.as_ref(), io::HOLD)? {
+        Opened::Fd(held) => held,
+        Opened::Stale => return Ok(None),
+    };
+    if stat_of(held.as_fd())?.kind != FileKind::Regular {
+        return Ok(None);
+    }
+    let Opened::Fd(fd) = open_by_handle(root, handle.as_ref(), io::READ)? else {
+        return Ok(None);
+    };
+    let marked = look(fd.as_fd(), log_id)?;
+    Ok(Some((fd, marked)))
 }
 
 /// Looks at the mark of an open file. A mark that came along with a copy of a file's attributes, on a
@@ -83,7 +105,7 @@ fn is_snapshot(mark: &[u8], own: &[u8]) -> bool {
 
 /// Whether a file has any data (or cannot have: it is empty).
 pub fn has_data(fd: BorrowedFd<'_>) -> Result<bool, Error> {
-    let size = crate::sys::stat::stat_of(fd)?.size;
+    let size = stat_of(fd)?.size;
     let first = seek::ranges(fd, size).next().transpose()?;
     Ok(first.is_none_or(|first| first.content == Content::Data || first.len < size))
 }

@@ -22,6 +22,7 @@ pub mod regain;
 pub mod release;
 pub mod residents;
 mod store;
+pub mod suspects;
 pub mod unclean;
 pub mod worker;
 

@@ -35,6 +35,7 @@ use super::fill::{FillError, Filler};
 use super::mark::{self, Marked};
 use super::regain;
 use super::residents::Residents;
+use super::suspects::Suspects;
 use super::{Busy, Recalled, Vouched};
 use crate::fetch::Fetcher;
 use crate::policy::space::Space;
@@ -112,6 +113,8 @@ pub struct Parts {
     pub fetcher: Fetcher,
     /// The list of stubs.
     pub residency: Arc<Mutex<Residency>>,
+    /// Files of which nobody knows what belongs into them.
+    pub suspects: Arc<Suspects>,
     /// Inodes that are worked on.
     pub busy: Arc<Busy>,
     /// Files that were found to be as logged.
@@ -395,7 +398,7 @@ impl Recall {
                 // While it is held: who comes later may find it released.
                 None => return Ok(Filled::Whole(lock(&self.queue).remove(handle))),
             },
-            Marked::Suspect(why) => return Err(FillError::Suspect(why)),
+            Marked::Suspect(why) => return Err(FillError::Unknown(why)),
             Marked::Stub(mark) => (mark, None),
             Marked::Snapshot(original) => {
                 let handle = handle.to_bytes();

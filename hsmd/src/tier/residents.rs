@@ -286,33 +286,37 @@ impl Residents {
     ) -> Result<(), ResidentsError> {
         tracing::info!("the list of stubs is not known to be complete: every file is looked at");
         let reader = Reader::open(catalog)?;
-        let mut found = Vec::new();
-        let add = |found: &mut Vec<Stub>| -> Result<(), ResidentsError> {
-            lock(residency).add_found(found)?;
+        let (mut found, mut suspects) = (Vec::new(), Vec::new());
+        let add = |found: &mut Vec<Stub>, suspects: &mut Vec<Stub>| -> Result<(), ResidentsError> {
+            let mut list = lock(residency);
+            list.add_found(found)?;
+            list.add_suspects(suspects)?;
             found.clear();
+            suspects.clear();
             Ok(())
         };
         reader.queries().for_each_content(|file, handle| {
             stopping(shared)?;
             let handle = handle.ok_or(ResidentsError::NotYet)?;
-            if self.is_marked(handle, log_id)? {
-                found.push(Stub {
-                    file,
-                    handle: handle.to_vec(),
-                });
-                if found.len() >= PAGE {
-                    add(&mut found)?;
-                }
+            let into = match self.look(handle, log_id)? {
+                Marked::Whole => return Ok(()),
+                Marked::Suspect(_) => &mut suspects,
+                Marked::Stub(_) | Marked::Snapshot(_) => &mut found,
+            };
+            let handle = handle.to_vec();
+            into.push(Stub { file, handle });
+            if found.len() + suspects.len() >= PAGE {
+                add(&mut found, &mut suspects)?;
             }
             Ok::<(), ResidentsError>(())
         })?;
-        add(&mut found)
+        add(&mut found, &mut suspects)
     }
 
-    fn is_marked(&self, handle: &[u8], log_id: LogId) -> Result<bool, ResidentsError> {
+    fn look(&self, handle: &[u8], log_id: LogId) -> Result<Marked, ResidentsError> {
         let handle = Handle::from_bytes(handle).map_err(|_| ResidentsError::NotYet)?;
         match open_by_handle(self.mount.root(), handle.as_ref(), io::READ)? {
-            Opened::Fd(fd) => Ok(mark::look(fd.as_fd(), log_id)? != Marked::Whole),
+            Opened::Fd(fd) => Ok(mark::look(fd.as_fd(), log_id)?),
             // Deleted a moment ago, or of another disk than the log says: who knows what has its name.
             Opened::Stale => Err(ResidentsError::NotYet),
         }

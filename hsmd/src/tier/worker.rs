@@ -17,6 +17,7 @@ use super::recall::{self, Outcome, Queued, Recall};
 use super::refill::{Daemons, Refill};
 use super::release::{self, Refused, Release, Released};
 use super::residents::{Residents, ResidentsError};
+use super::suspects::{self, Suspects};
 use super::unclean;
 use super::{Busy, Recalled, Vouched};
 use crate::board::Board;
@@ -29,12 +30,10 @@ use crate::policy::space::Space;
 use crate::shared::{Shared, lock};
 use crate::sys::Error;
 use crate::sys::fanotify::Group;
-use crate::sys::handle::{Handle, Opened, open_by_handle};
-use crate::sys::io;
+use crate::sys::handle::Handle;
 use crate::sys::link::{self, Told};
 use crate::sys::mount::PrivateMount;
 use crate::sys::permission::{Answer, Asked, PermissionGroup};
-use crate::sys::stat::{FileKind, stat_of};
 
 /// How long marks that could not be settled wait.
 const SETTLE_AGAIN: Duration = Duration::from_secs(2);
@@ -121,6 +120,7 @@ pub struct Tier {
     release: Release,
     residents: Arc<Residents>,
     residency: Arc<Mutex<StubList>>,
+    suspects: Arc<Suspects>,
     vouched: Arc<Vouched>,
     recalled: Arc<Recalled>,
     /// `None`: the configuration says that nothing is to flow back.
@@ -178,6 +178,20 @@ fn open_list(
     Ok(list)
 }
 
+fn fetcher(config: &Config, log_id: LogId, doubts: Arc<Doubts>) -> Fetcher {
+    let look = looks_at(config, log_id);
+    Fetcher::new(config.spool.clone(), look, doubts, FRAMES_KEPT)
+}
+
+/// Where recall's answers go.
+fn answers_to(guard: Arc<OwnedFd>) -> recall::AnswerTo {
+    Box::new(move |id: u64, answer: Answer| {
+        if let Err(error) = link::tell(guard.as_fd(), Told::Answer(id, answer)) {
+            tracing::error!(%error, "the guard does not hear");
+        }
+    })
+}
+
 impl Tier {
     /// Sets the marks; the threads are for [`Self::bodies`].
     pub fn new(inherited: Ends, parts: Parts<'_>) -> Result<Self, TierError> {
@@ -209,12 +223,15 @@ impl Tier {
         let vouched = Arc::new(Vouched::default());
         let recalled = Arc::new(Recalled::default());
         let link = Arc::new(inherited.link);
-        let to_guard = link.clone();
-        let answer = move |id: u64, answer: Answer| {
-            if let Err(error) = link::tell(to_guard.as_fd(), Told::Answer(id, answer)) {
-                tracing::error!(%error, "the guard does not hear");
-            }
-        };
+        let suspects = Arc::new(Suspects::new(suspects::Parts {
+            shared: shared.clone(),
+            mount: mount.clone(),
+            residents: residents.clone(),
+            residency: list.clone(),
+            busy: busy.clone(),
+            catalog: Readers::new(config.catalog.clone()),
+            log_id,
+        }));
         let recall = Recall::new(
             recall::Parts {
                 shared: shared.clone(),
@@ -222,13 +239,9 @@ impl Tier {
                 residents: residents.clone(),
                 catalog: Readers::new(config.catalog.clone()),
                 log_id,
-                fetcher: Fetcher::new(
-                    config.spool.clone(),
-                    looks_at(config, log_id),
-                    doubts.clone(),
-                    FRAMES_KEPT,
-                ),
+                fetcher: fetcher(config, log_id, doubts),
                 residency: list.clone(),
+                suspects: suspects.clone(),
                 busy: busy.clone(),
                 vouched: vouched.clone(),
                 recalled: recalled.clone(),
@@ -236,9 +249,10 @@ impl Tier {
                 wait: config.recall_wait,
                 threads: config.recall_threads,
             },
-            Box::new(answer),
+            answers_to(link.clone()),
         )?;
         recall.settle_seals();
+        suspects.tell();
         let recall = Arc::new(recall);
         let world = Daemons {
             recall: recall.clone(),
@@ -267,6 +281,7 @@ impl Tier {
             release,
             residents,
             residency: list,
+            suspects,
             vouched,
             recalled,
             link,
@@ -504,29 +519,13 @@ impl Tier {
     }
 
     fn look(&self, handle: &Handle) -> Result<Option<(OwnedFd, Marked)>, Error> {
-        let root = self.release.mount.root();
-        let held = match open_by_handle(root, handle.as_ref(), io::HOLD)? {
-            Opened::Fd(held) => held,
-            Opened::Stale => return Ok(None),
-        };
-        if stat_of(held.as_fd())?.kind != FileKind::Regular {
-            return Ok(None);
-        }
-        let Opened::Fd(fd) = open_by_handle(root, handle.as_ref(), io::READ)? else {
-            return Ok(None);
-        };
-        let marked = mark::look(fd.as_fd(), self.log_id)?;
-        Ok(Some((fd, marked)))
+        mark::find(self.release.mount.root(), handle, self.log_id)
     }
 
-    /// Where every file is not asked about, this one is: what it reads as is not what it is.
-    pub fn protect_suspect(&self, handle: &Handle) {
-        let protected = self.look(handle).and_then(|marked| match marked {
-            Some((fd, Marked::Suspect(_))) => self.residents.protect(fd.as_fd()),
-            _ => Ok(()),
-        });
-        if let Err(error) = protected {
-            tracing::error!(%error, "a file whose content is not known can be read, as zeros");
+    /// A file was examined; `unreadable`: it is perhaps suspect.
+    pub fn examined(&self, handle: &Handle, file: Option<FileId>, unreadable: bool) {
+        if self.suspects.examined(handle, file, unreadable) {
+            self.recall.something_leaves();
         }
     }
 
@@ -553,7 +552,7 @@ impl Tier {
     pub fn counts(&self) -> Counts {
         let (wanted, waiting) = self.recall.depth();
         Counts {
-            stubs: lock(&self.residency).count().unwrap_or(0),
+            stubs: lock(&self.residency).count_stubs().unwrap_or(0),
             wanted: wanted as u64,
             waiting: waiting as u64,
             everything: self.residents.mode().0,

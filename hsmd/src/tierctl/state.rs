@@ -128,7 +128,7 @@ fn words(state: &FileState) -> (&'static str, String) {
         ),
         FileStateWord::Suspect => (
             "suspect",
-            "it has no data, and the mark of another file: it cannot be read, see hsm(7)"
+            "it has a mark, and what belongs into it is not known: it cannot be read, and nothing of it is logged; delete it where it is only a copy, see hsm(7), STATES"
                 .to_owned(),
         ),
         FileStateWord::Premigrated => (

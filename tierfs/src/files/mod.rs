@@ -78,7 +78,7 @@ pub const COLUMNS: [Column; 18] = [
     column("links", "how many names it has"),
     column(
         "state",
-        "'logged', 'premigrated' (on every pool and on disk) or 'migrated' (its data released)",
+        "'logged', 'premigrated' (on every pool and on disk), 'migrated' (its data released) or 'suspect' (it cannot be read, see hsm(7))",
     ),
     column("pinned", "1 where it is pinned, else 0"),
     column(
@@ -586,7 +586,8 @@ fn view_text(copied: u64) -> String {
     hsm_group(i.gid) AS {GROUP_COLUMN},
     i.mode AS mode,
     (SELECT count(*) FROM dentry d INDEXED BY dentry_file WHERE d.file = i.file) AS links,
-    CASE WHEN (SELECT s.since_s FROM stub s WHERE s.file = i.file) IS NOT NULL THEN 'migrated'
+    CASE WHEN (SELECT s.since_s FROM stub s WHERE s.file = i.file) < 0 THEN 'suspect'
+         WHEN (SELECT s.since_s FROM stub s WHERE s.file = i.file) IS NOT NULL THEN 'migrated'
          WHEN i.lsn <= {copied} THEN 'premigrated' ELSE 'logged' END AS state,
     (SELECT p.lsn FROM pin p WHERE p.file = i.file) IS NOT NULL AS pinned,
     i.lsn AS lsn,

@@ -66,7 +66,7 @@ fn apply(catalog: &mut Catalog, ops: Vec<Op>) {
 }
 
 /// `/video/a.mkv` (10, two names), `/video/old/b.mkv` (11, pinned), `/c` (12, a stub), an orphan (13),
-/// a name that is no UTF-8 (14).
+/// a suspect with a name that is no UTF-8 (14).
 fn sample(path: &Path) {
     let mut catalog = Catalog::create(path, LogId([7; 16])).unwrap();
     apply(
@@ -105,6 +105,11 @@ fn sample(path: &Path) {
         handle: vec![1],
     };
     list.add(&[stub], NOW).unwrap();
+    let suspect = Stub {
+        file: id(14),
+        handle: vec![2],
+    };
+    list.add_suspects(&[suspect]).unwrap();
     list.set_atimes(&[(id(11), NOW - 2 * DAY)]).unwrap();
 }
 
@@ -156,7 +161,8 @@ fn conditions_find_files() {
             ("links = 0", &[13]),
             ("state = 'migrated'", &[12]),
             ("state = 'premigrated'", &[10, 11]),
-            ("state in ('logged', 'migrated')", &[12, 13, 14]),
+            ("state = 'suspect'", &[14]),
+            ("state in ('logged', 'migrated')", &[12, 13]),
             ("pinned", &[11]),
             (
                 "uid = 0 and user = 'root' and gname is null",

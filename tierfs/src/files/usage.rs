@@ -51,7 +51,7 @@ struct Open {
 const ENTRIES: &str = "
 SELECT d.name, d.file, i.kind, i.size,
     CASE WHEN i.kind = 0 THEN (SELECT coalesce(sum(e.len), 0) FROM extent e WHERE e.file = i.file) ELSE 0 END,
-    (SELECT s.since_s FROM stub s WHERE s.file = i.file) IS NOT NULL,
+    coalesce((SELECT s.since_s FROM stub s WHERE s.file = i.file) >= 0, 0),
     i.kind <> 1 AND (SELECT count(*) FROM dentry o INDEXED BY dentry_file WHERE o.file = i.file) > 1
 FROM dentry d CROSS JOIN inode i ON i.file = d.file WHERE ";
 

@@ -146,6 +146,35 @@ fn what_was_found_flows_back_and_what_was_released_does_not() {
 }
 
 #[test]
+fn suspects_are_on_the_list_and_no_stubs() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("list");
+    let mut list = Residency::open(&path).expect("a list");
+    list.add(&[stub(1), stub(2)], 5).expect("released");
+    list.add_suspects(&[stub(2), stub(3), stub(4)])
+        .expect("added");
+    drop(list);
+    let mut list = Residency::open(&path).expect("the same list");
+    assert_eq!(list.count().expect("counted"), 4);
+    assert_eq!(list.count_found().expect("counted"), 0);
+    assert_eq!(list.suspects().expect("read"), (Some(stub(2)), 3));
+    assert_eq!(list.get_suspect(stub(1).file).expect("read"), None);
+    assert_eq!(list.get_suspect(stub(3).file).expect("read"), Some(stub(3)));
+    list.note_unmarked(stub(2));
+    list.note_unmarked(stub(1));
+    assert_eq!(list.get_suspect(stub(2).file).expect("read"), None);
+    assert_eq!(list.suspects().expect("read"), (Some(stub(3)), 2));
+    assert_eq!(list.count_stubs().expect("counted"), 2);
+    list.add_found(&[stub(2), stub(1)])
+        .expect("stubs after all");
+    assert_eq!(list.get_found(stub(2).file).expect("read"), Some(stub(2)));
+    assert_eq!(list.get_found(stub(1).file).expect("read"), None);
+    list.add(&[stub(3), stub(4)], 6)
+        .expect("whole, and released");
+    assert_eq!(list.suspects().expect("read"), (None, 0));
+}
+
+#[test]
 fn flags_are_kept_until_the_file_has_them_again() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("list");

@@ -159,6 +159,10 @@ impl Failing {
 impl Recall {
     /// Says what cannot be recalled: that no copy is within reach, apart from what is worse.
     pub(super) fn tell_failure(&self, handle: &Handle, error: &FillError) {
+        // A notice of its own tells of what is suspect.
+        if matches!(error, FillError::Unknown(_)) {
+            return;
+        }
         let (class, why) = (Class::of(error), error.to_string());
         // Its name costs a look into the catalog, and is the same the next time.
         let is_new = !lock(&self.failing).knows(handle);

@@ -61,6 +61,11 @@ impl Recall {
         }
     }
 
+    /// Files have lost their marks otherwise.
+    pub fn something_leaves(&self) {
+        self.finish.notify_one();
+    }
+
     /// The log says that these are deleted.
     pub fn note_deleted(&self, files: impl Iterator<Item = FileId>) {
         let mut deleted = lock(&self.deleted);
@@ -83,6 +88,7 @@ impl Recall {
             }
         });
         lock(&self.deleted).append(&mut files);
+        self.parts.suspects.tell_if_any();
         result
     }
 
@@ -101,6 +107,9 @@ impl Recall {
             Ok(Ok(Opened::Fd(fd))) => Ok(stat_of(fd.as_fd())?.nlink > 0),
             Ok(Err(error)) => Err(error.into()),
             Ok(Ok(Opened::Stale)) | Err(_) => {
+                if let Ok(handle) = Handle::from_bytes(&stub.handle) {
+                    self.is_well(&handle);
+                }
                 self.parts.residents.is_gone();
                 lock(&self.parts.residency).note_unmarked(stub);
                 Ok(true)
