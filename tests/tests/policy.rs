@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use hsm_tests::changes::noise;
 use hsm_tests::loopfs::Kind;
-use hsm_tests::program::run;
+use hsm_tests::program::{Ran, run};
 use hsm_tests::system::{Setup, System};
 use serde_json::Value;
 
@@ -450,4 +450,104 @@ max_files = 2
             path.display()
         );
     }
+}
+
+/// Flips bits all over the segments of a volume.
+fn damage(volume: &Path) {
+    let mut command = Command::new("find");
+    command.arg(volume).args(["-name", "*.hsm.zst"]);
+    for segment in run(command).done().stdout.lines() {
+        for words in [["chattr", "-i"], ["chmod", "u+w"]] {
+            let mut command = Command::new(words[0]);
+            let _ = run({
+                command.arg(words[1]).arg(segment);
+                command
+            })
+            .done();
+        }
+        let mut bytes = fs::read(segment).expect("a segment");
+        for at in (1000..bytes.len()).step_by(64 << 10) {
+            bytes[at] ^= 4;
+        }
+        fs::write(segment, bytes).expect("damaged");
+    }
+}
+
+/// What makes most files of a rule fail is a fault of the system: trying the rest only makes noise.
+#[test]
+fn a_rule_gives_up_where_most_of_its_files_fail() {
+    const FILES: u64 = 700;
+    let home = hsm_tests::home::Home::new();
+    let policy = home.at("policy.toml");
+    let rules = r#"
+[[rule]]
+name = "back"
+action = "recall"
+condition = "path glob 'many/*'"
+every = "20m"
+"#;
+    fs::write(&policy, rules).expect("a policy");
+    let mut system = Setup::new(Kind::Ext4)
+        .exposed()
+        .with("policies", &format!("{:?}", policy.display().to_string()))
+        .start();
+    let dir = system.at("many");
+    fs::create_dir(&dir).expect("a directory");
+    for number in 0..FILES {
+        fs::write(dir.join(number.to_string()), noise(number, 3000)).expect("a file");
+    }
+    hsm_tests::waiting::spool_empties(&mut system);
+    let many = dir.to_str().expect("ASCII");
+    let _ = system.tierctl(&["release", "-r", many]).done();
+    let _ = last_run(&system, "back");
+    damage(&system.volumes(0)[0]);
+
+    // By hand: it ends after its first files, names some of them with the cause, and says so by its status.
+    let failed = |ran: &Ran| -> u64 {
+        let (before, _) = ran.stdout.split_once(" files failed").expect("failures");
+        let (_, count) = before.rsplit_once(' ').expect("a count");
+        count.parse().expect("a count")
+    };
+    let ran = system.tierctl(&["policy", "run", "back"]).with_code(3);
+    let tried = failed(&ran);
+    assert!((20..FILES / 2).contains(&tried), "{ran}");
+    assert!(ran.stdout.contains(", so many that it gave up"), "{ran}");
+    let named = ran.stderr.lines().filter(|line| line.contains(many));
+    assert!((1..30).contains(&named.count()), "{ran}");
+    assert!(ran.stderr.contains(".hsm.zst"), "it says why: {ran}");
+
+    // By its clock: the same, and the status says why.
+    system.stop();
+    let key = key("back");
+    let long_ago = found_in_catalog(&system, &key) - 3600;
+    let sent_back = format!("UPDATE local_meta SET value = x'{long_ago:016x}' WHERE key = '{key}'");
+    sql(&system, &sent_back);
+    system.start();
+    let status = system.wait_for("it gave up", |status| {
+        let notices = status["notices"].to_string();
+        notices.contains("rule back failed") && notices.contains("gave up")
+    });
+    let notices = status["notices"].as_array().expect("notices").clone();
+    let notice = notices
+        .iter()
+        .find(|notice| notice.to_string().contains("rule back"));
+    let notice = notice.expect("the notice").to_string();
+    assert!(notice.contains("more than 10 % failed"), "{notice}");
+    assert!(notice.contains(".hsm.zst"), "it says why: {notice}");
+    let text = system.tierctl(&["status"]).text();
+    assert!(text.contains("more than 10 % failed"), "{text}");
+    // It rests.
+    let journal = || fs::read_to_string(system.home().at("hsmd.err")).unwrap_or_default();
+    let tries = |text: &str| text.matches("a rule failed on a file").count();
+    let before = tries(&journal());
+    assert!((1..30).contains(&before), "{before} lines");
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!(tries(&journal()), before);
+
+    // Who wants all of them to be tried says so.
+    let all = rules.replacen("[[rule]]", "failures_max_percent = 100\n[[rule]]", 1);
+    fs::write(&policy, all).expect("a policy");
+    let ran = system.tierctl(&["policy", "run", "back"]).with_code(3);
+    assert!(!ran.stdout.contains("gave up"), "{ran}");
+    assert!(failed(&ran) > tried, "{ran}");
 }

@@ -117,12 +117,13 @@ impl Engine {
             asked: false,
             cancelled: cancelled.clone(),
         };
-        let mut named = 0;
+        let (mut named, mut first) = (0, None);
         let done = run(&*self.core, policy, rule, &how, &mut |step| {
             if let Some(error) = step.error
                 && named < NAMED
             {
                 named += 1;
+                first.get_or_insert_with(|| error.clone());
                 tracing::warn!(
                     rule = rule.name,
                     file = step.hit.file.get(),
@@ -139,10 +140,12 @@ impl Engine {
         if rest {
             self.rests.insert(rule.name.clone(), Instant::now() + REST);
         }
-        self.report(rule, done.map_err(|error| error.to_string()));
+        let first = first.unwrap_or_default();
+        self.report(policy, rule, done.map_err(|error| error.to_string()), first);
     }
 
-    fn report(&self, rule: &Rule, done: Result<Done, String>) {
+    /// `first`: why the first file failed.
+    fn report(&self, policy: &Policy, rule: &Rule, done: Result<Done, String>, first: String) {
         let key = format!("policy-{}", rule.name);
         let name = &rule.name;
         match done {
@@ -159,7 +162,12 @@ impl Engine {
                 self.shared.well(&key);
             }
             Ok(done) => {
-                let end = if done.gave_up { " and it gave up" } else { "" };
+                let end = if done.gave_up {
+                    let most = policy.failures_max_percent;
+                    format!(" and gave up, since more than {most} % failed")
+                } else {
+                    String::new()
+                };
                 self.shared.trouble(
                     &key,
                     false,
@@ -167,9 +175,9 @@ impl Engine {
                         "rule {name} failed on {} of {} files{end}",
                         done.failed, done.files
                     ),
-                    "the first of them are named in the journal",
+                    first,
                     format!(
-                        "see `journalctl -u hsmd`, and try it with `tierctl policy run {name}`"
+                        "see to what it says; `journalctl -u hsmd` names the first files, and `tierctl policy run {name}` tries it again"
                     ),
                 );
             }

@@ -201,7 +201,7 @@ fn rule_line(rule: &RuleDone, dry_run: bool) -> String {
         add!(text, "; {} failed", some(rule.failed, "file", "files"));
     }
     if rule.gave_up {
-        text.push_str(", and it gave up");
+        text.push_str(", so many that it gave up");
     } else if rule.left {
         text.push_str("; more are left for another run");
     }
