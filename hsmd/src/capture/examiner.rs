@@ -455,7 +455,8 @@ impl Examiner {
         let queries = now.catalog.queries();
         let Some(file) = queries.file_by_handle(&handle.to_bytes())? else {
             return {
-                self.on_unknown(hint, turn);
+                let by_name = now.shared.taken_over.load(Ordering::Relaxed);
+                self.on_unknown(hint, by_name, turn);
                 Ok(())
             };
         };
@@ -473,12 +474,17 @@ impl Examiner {
 
     /// An inode that the log does not know. It matters if it has a name: of that there is, or will be,
     /// a hint, which leads to an examination that begins later than this moment.
-    fn on_unknown(&mut self, hint: Hint, turn: &mut Turn) {
+    /// On a disk that was taken over (`by_name`) it may be the one that the log has under its name: a sweep that began
+    /// before the log said so took it for known, where it has the number that the other disk's had.
+    fn on_unknown(&mut self, hint: Hint, by_name: bool, turn: &mut Turn) {
         let Key::Inode(handle) = &hint.key else {
             return;
         };
         self.kept.remove(handle);
-        if matches!(hint.beside, Beside::Name(_)) {
+        let has_name = matches!(hint.beside, Beside::Name(_));
+        if has_name && by_name {
+            turn.entries.push(hint);
+        } else if has_name {
             let handle = handle.clone();
             self.examine(handle, None, Look::Content, hint);
         } else {
