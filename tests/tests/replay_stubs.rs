@@ -10,6 +10,7 @@ use hsm_tests::compare::{Tree, assert_equal, ignore_holes};
 use hsm_tests::loopfs::{Kind, LoopFs, ROOMY_BYTES, SMALL_BYTES};
 use hsm_tests::stubs::{is_marked, read_patiently, release_soon, wait_whole};
 use hsm_tests::system::{Setup, System};
+use hsm_tests::waiting::{bring_back, spool_empties, take_away};
 use hsm_tests::workload::{Workload, seed};
 
 /// Everything that hsmd logs, versions of files and all, and a stopped daemon.
@@ -187,6 +188,87 @@ fn content_flows_back_on_xfs() {
 #[test]
 fn content_flows_back_on_btrfs() {
     content_flows_back(Kind::Btrfs);
+}
+
+/// The disk lost its files, and is the same: the daemon knows it, and has a list of its stubs that was complete. Of
+/// the inodes that lie there now nothing is on that list.
+fn the_same_disk(kind: Kind) {
+    let mut system = Setup::new(kind)
+        .exposed()
+        .with("recall_wait", "\"1s\"")
+        .start();
+    let files: Vec<_> = (0..60)
+        .map(|n| (format!("dir{}/file{n}", n % 3), noise(n, 20_000)))
+        .collect();
+    for (name, bytes) in &files {
+        let path = system.at(name);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+        fs::write(path, bytes).expect("a file");
+    }
+    let rests = |system: &System| {
+        system.wait_for("only stubs are asked about", |status| {
+            kind == Kind::Btrfs || status["released"]["every_file"] == false
+        })
+    };
+    spool_empties(&mut system);
+    let first = system.at("dir0");
+    let first = first.to_str().expect("ASCII");
+    let _ = system.tierctl(&["release", "-r", first]).done();
+    let _ = rests(&system);
+    let before = system.sync(&[]);
+    system.stop();
+    system.fs().mount();
+    for number in 0..3 {
+        fs::remove_dir_all(system.at(format!("dir{number}"))).expect("removed");
+    }
+    let made = system.replay_from(&system.volumes(0), system.root(), &["--stubs", "--json"]);
+    assert_eq!(made.done().json()["stubs"], files.len());
+    system.fs().unmount();
+
+    // From the first moment on nobody reads zeros, also where nothing can be recalled.
+    let away = take_away(&system, 0);
+    system.start();
+    for round in 0..2 {
+        thread::sleep(Duration::from_secs(round));
+        for (name, _) in files.iter().step_by(20) {
+            let error = fs::read(system.at(name)).expect_err(name);
+            assert_eq!(
+                error.raw_os_error(),
+                Some(libc::EIO),
+                "{kind}: {name}: {error}"
+            );
+        }
+    }
+    bring_back(away);
+    for (name, bytes) in &files {
+        assert!(read_patiently(&system.at(name)) == *bytes, "{kind}: {name}");
+    }
+    system.sync_all();
+    let _ = rests(&system);
+    for (name, bytes) in &files {
+        assert!(read_patiently(&system.at(name)) == *bytes, "{kind}: {name}");
+    }
+    system.check(&format!("{kind}: the same disk"));
+    let fresh = system.replay_to_fresh(&["--until", &before.to_string()]);
+    for (name, bytes) in &files {
+        let found = fs::read(fresh.at(name)).expect("a file");
+        assert!(found == *bytes, "{kind}: {name}, before that");
+    }
+}
+
+#[test]
+fn the_same_disk_made_of_stubs_is_guarded_on_ext4() {
+    the_same_disk(Kind::Ext4);
+}
+
+#[test]
+fn the_same_disk_made_of_stubs_is_guarded_on_xfs() {
+    the_same_disk(Kind::Xfs);
+}
+
+#[test]
+fn the_same_disk_made_of_stubs_is_guarded_on_btrfs() {
+    the_same_disk(Kind::Btrfs);
 }
 
 /// While the volume is away it rests, and says so; then it goes on.

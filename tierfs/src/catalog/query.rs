@@ -244,13 +244,14 @@ impl<'c> Queries<'c> {
         Ok(())
     }
 
-    /// Calls `each` for every regular file that has content, with its handle where it has an inode.
+    /// Calls `each` for every regular file that has content, or has some that could not be read, with its handle where
+    /// it has an inode.
     pub fn for_each_content<E: From<Error>>(
         self,
         mut each: impl FnMut(FileId, Option<&[u8]>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut stmt = self
-            .prepare("SELECT file, handle FROM inode WHERE kind = 0 AND content_lsn IS NOT NULL")?;
+        let sql = "SELECT file, handle FROM inode WHERE kind = 0 AND (content_lsn IS NOT NULL OR unrestorable <> 0)";
+        let mut stmt = self.prepare(sql)?;
         let mut rows = stmt.query([]).map_err(|error| self.fail(error))?;
         while let Some(row) = rows.next().map_err(|error| self.fail(error))? {
             let file = row.get(0).map_err(|error| self.fail(error))?;
