@@ -139,7 +139,7 @@ fn refused(path: &PathText, error: &Refused) -> Moved {
     let word = match error {
         Refused::Already => MovedWord::Already,
         Refused::Nothing => MovedWord::Nothing,
-        Refused::Sys(_) | Refused::Catalog(_) => MovedWord::Failed,
+        Refused::Sys(_) | Refused::Disk(_) | Refused::Catalog(_) => MovedWord::Failed,
         _ => MovedWord::Refused,
     };
     moved(path, word, 0, Some(error.to_string()))

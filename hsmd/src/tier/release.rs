@@ -81,6 +81,14 @@ pub enum Refused {
     /// It must not be changed.
     #[error("it is immutable, append-only or of a kind that cannot be opened for writing ({0})")]
     Sealed(Error),
+    /// Nothing can be written there.
+    #[error(
+        "its filesystem is read-only: see the kernel's messages (dmesg) for why, and mount it writable again"
+    )]
+    ReadOnly,
+    /// The filesystem failed, for all files at once.
+    #[error("its filesystem cannot be written to: {0}")]
+    Disk(String),
     /// A required copy is missing.
     #[error("{0}")]
     NotCopied(String),
@@ -101,7 +109,7 @@ impl Refused {
         match self {
             // XFS does not punch where the owner's quota is used up to the last block.
             Self::Sys(error) => error.errno() != Some(libc::EDQUOT),
-            Self::NotCopied(_) | Self::Catalog(_) => true,
+            Self::NotCopied(_) | Self::Catalog(_) | Self::ReadOnly | Self::Disk(_) => true,
             _ => false,
         }
     }
@@ -230,7 +238,7 @@ impl Release {
         if let Err(error) = io::syncfs(self.mount.root()) {
             tracing::warn!(%error, "nothing is released");
             for wanted in wanted {
-                each(wanted.row.file, Err(Refused::InUse));
+                each(wanted.row.file, Err(cannot_write(&error)));
             }
             return Ok(());
         }
@@ -247,7 +255,7 @@ impl Release {
         if let Err(error) = space::set_mark(self.mount.root(), &generation.to_bytes()) {
             tracing::warn!(%error, "nothing is released");
             for wanted in wanted {
-                each(wanted.row.file, Err(Refused::InUse));
+                each(wanted.row.file, Err(cannot_write(&error)));
             }
             return Ok(());
         }
@@ -267,7 +275,7 @@ impl Release {
             for candidate in marked {
                 self.take_back(&candidate);
                 self.tell_of(&candidate.handle);
-                each(candidate.file, Err(Refused::InUse));
+                each(candidate.file, Err(cannot_write(&error)));
             }
             return Ok(());
         }
@@ -592,10 +600,19 @@ impl Release {
     }
 }
 
+/// Why no file of a batch is released.
+fn cannot_write(error: &Error) -> Refused {
+    match error.errno() {
+        Some(libc::EROFS) => Refused::ReadOnly,
+        _ => Refused::Disk(error.to_string()),
+    }
+}
+
 fn cannot_open(error: Error) -> Refused {
     match error.errno() {
         Some(libc::ETXTBSY | libc::EAGAIN) => Refused::InUse,
-        Some(libc::EPERM | libc::EACCES | libc::EROFS) => Refused::Sealed(error),
+        Some(libc::EROFS) => Refused::ReadOnly,
+        Some(libc::EPERM | libc::EACCES) => Refused::Sealed(error),
         _ => Refused::Sys(error),
     }
 }
