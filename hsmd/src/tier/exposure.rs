@@ -143,14 +143,14 @@ impl Place {
 
     /// The mounts of the device that this process sees.
     fn seen(&self) -> Result<Vec<Mount>, crate::sys::Error> {
-        let ours = |mount: &Mount| {
-            mount
-                .device()
-                .ok()
-                .and_then(|device| fs::canonicalize(device).ok())
-                .is_some_and(|device| device == self.device)
-        };
-        Ok(mounts()?.into_iter().filter(ours).collect())
+        let all = mounts()?.into_iter();
+        Ok(all.filter(|mount| self.is_of_device(mount)).collect())
+    }
+
+    fn is_of_device(&self, mount: &Mount) -> bool {
+        let device = mount.device().ok();
+        let device = device.and_then(|device| fs::canonicalize(device).ok());
+        device.is_some_and(|device| device == self.device)
     }
 
     /// The guard of another hsmd that has the device.
@@ -278,18 +278,54 @@ impl Place {
         !is_device_used(&self.device).unwrap_or(true)
     }
 
+    /// Where it is mounted still when the public mount is gone, for messages.
+    pub fn left(&self) -> String {
+        let here = self.seen().unwrap_or_default();
+        let here: Vec<String> = here
+            .iter()
+            .map(|mount| mount.mount_point.display().to_string())
+            .collect();
+        if !here.is_empty() {
+            return format!("at {}", here.join(" and "));
+        }
+        let others = self.namespaces();
+        if others.is_empty() {
+            return "where no process can be told of, or its device is open".to_owned();
+        }
+        format!("in the mount namespace of {}", named(&others))
+    }
+
+    /// Of each other mount namespace that has a mount of the device a process with its id.
+    fn namespaces(&self) -> Vec<String> {
+        let namespace = |process: &Path| fs::read_link(process.join("ns/mnt")).ok();
+        let mut known = vec![namespace(Path::new("/proc/self"))];
+        let mut found = Vec::new();
+        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let path = process.path();
+            let its = namespace(&path);
+            if its.is_none() || known.contains(&its) {
+                continue;
+            }
+            known.push(its);
+            let table = fs::read(path.join("mountinfo")).unwrap_or_default();
+            let all = mount::parse_mountinfo(&table).unwrap_or_default();
+            if all.iter().any(|mount| self.is_of_device(mount)) {
+                let command = fs::read_to_string(path.join("comm")).unwrap_or_default();
+                let pid = process.file_name();
+                found.push(format!("{} ({})", command.trim_end(), pid.display()));
+            }
+        }
+        found
+    }
+
     /// Which processes, and mounts below it, use the public mount, for messages.
     pub fn users(&self) -> String {
-        const NAMED: usize = 8;
         let users = self.known_users();
-        match users.len() {
-            0 => "something that no process can be told of (a loop device, an overlay, an exported or swap file)"
-                .to_owned(),
-            count if count > NAMED => {
-                format!("{} and {} more", users[..NAMED].join(", "), count - NAMED)
-            }
-            _ => users.join(", "),
+        if users.is_empty() {
+            return "something that no process can be told of (a loop device, an overlay, an exported or swap file)"
+                .to_owned();
         }
+        named(&users)
     }
 
     /// Processes that use the public mount, with their ids, and mounts below it.
@@ -325,5 +361,14 @@ impl Place {
         });
         users.extend(below.map(|mount| format!("the mount {}", mount.mount_point.display())));
         users
+    }
+}
+
+/// Some of many, for messages.
+fn named(all: &[String]) -> String {
+    const NAMED: usize = 8;
+    match all.len().saturating_sub(NAMED) {
+        0 => all.join(", "),
+        more => format!("{} and {more} more", all[..NAMED].join(", ")),
     }
 }

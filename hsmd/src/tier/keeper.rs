@@ -275,13 +275,14 @@ impl Keeper<'_> {
 
     /// The group is closed only where nothing can reach the filesystem any more.
     fn close(&self) {
-        let mut told = false;
+        let mut told = String::new();
         while !self.exposure.place().is_closed() {
-            if !told {
+            let left = self.exposure.place().left();
+            if left != told {
                 tracing::warn!(
-                    "the filesystem is unmounted here, but something else still has it (another mount namespace): hsmd ends when it is gone, until then its released files cannot be opened"
+                    "the filesystem is unmounted here, but it is mounted still {left}: hsmd ends when it is gone there, until then its released files cannot be opened, and what is changed is not logged before hsmd runs again"
                 );
-                told = true;
+                told = left;
             }
             std::thread::sleep(TRY_AGAIN);
         }
