@@ -12,6 +12,9 @@ use hsm_tests::program::{locate, run};
 use hsm_tests::stubs::{assert_reads, is_marked, release, release_soon, wait_whole};
 use hsm_tests::sys;
 use hsm_tests::system::{Setup, System};
+use hsm_tests::waiting::{
+    bring_back, passing_reader, spool_empties, sum, take_away, wait_for_queue,
+};
 
 /// How long recalled files stay on the list of stubs at least, and some more.
 const FORGOTTEN: Duration = Duration::from_secs(8);
@@ -326,6 +329,49 @@ fn released_files_of_a_snapshot_come_back() {
     wait_whole(&copy.join("other"));
     btrfs(&["delete"], &system.at("frozen"), None);
     system.check("a snapshot of released files");
+}
+
+/// A subvolume can be deleted while programs wait for its files: there is nothing left to fill, and they must not read
+/// what there is.
+#[test]
+fn who_waits_for_files_of_a_deleted_subvolume_gets_an_error() {
+    let mut system = start(Kind::Btrfs);
+    let sub = system.at("sub");
+    btrfs(&["create"], &sub, None);
+    let paths = ["one", "two"].map(|name| sub.join(name));
+    for path in &paths {
+        fs::write(path, bytes_of(path)).expect("written");
+    }
+    let kept = system.at("kept");
+    fs::write(&kept, bytes_of(&kept)).expect("written");
+    spool_empties(&mut system);
+    for path in paths.iter().chain([&kept]) {
+        release(&system, path);
+    }
+    let away = take_away(&system, 0);
+    let readers = paths.each_ref().map(|path| passing_reader(path, 0));
+    let other = passing_reader(&kept, 0);
+    wait_for_queue(&system, "all wait", |queue| sum(queue, "programs") == 3);
+    btrfs(&["delete"], &sub, None);
+    assert!(!sub.exists(), "it is deleted");
+    bring_back(away);
+    for reader in readers {
+        let read = reader.wait_with_output().expect("it ends");
+        assert!(read.stdout.is_empty(), "{} bytes", read.stdout.len());
+        let said = String::from_utf8_lossy(&read.stderr);
+        assert!(said.contains("Input/output error"), "{said}");
+    }
+    let read = other.wait_with_output().expect("it ends");
+    assert!(
+        read.stdout == bytes_of(&kept),
+        "{} bytes",
+        read.stdout.len()
+    );
+    system.wait_for("nothing is amiss", |status| {
+        let none = status["notices"].as_array().is_some_and(Vec::is_empty);
+        none && status["released"]["waiting"] == 0
+    });
+    system.check("a deleted subvolume");
 }
 
 /// What the status says is released is what is.
