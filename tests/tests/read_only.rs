@@ -7,7 +7,7 @@ use std::process::Command;
 
 use hsm_tests::changes::noise;
 use hsm_tests::loopfs::{Kind, must};
-use hsm_tests::stubs::{assert_reads, is_marked, refused, release, wait_whole};
+use hsm_tests::stubs::{assert_reads, is_marked, refused, release, release_soon, wait_whole};
 use hsm_tests::system::Setup;
 
 const BYTES: usize = 50_000;
@@ -17,7 +17,7 @@ fn mount(arguments: &[&str], paths: &[&Path]) {
 }
 
 fn by_read_only_mounts(kind: Kind) {
-    let system = Setup::new(kind).exposed().start();
+    let mut system = Setup::new(kind).exposed().start();
     let [stub, whole, used] = ["stub", "whole", "used"].map(|name| system.at(name));
     for path in [&stub, &whole, &used] {
         fs::write(path, noise(1, BYTES)).expect("written");
@@ -64,6 +64,15 @@ fn by_read_only_mounts(kind: Kind) {
     release(&system, &whole);
     assert_reads(&whole, &noise(1, BYTES), "released afterwards");
     system.check(&format!("{kind}: read-only mounts"));
+
+    // Stopping needs to write nothing there.
+    system.sync_all();
+    release_soon(&system, &stub);
+    mount(&["-o", "remount,ro"], &[system.root()]);
+    system.stop();
+    system.start();
+    assert_reads(&stub, &noise(1, BYTES), "it is writable again");
+    system.check(&format!("{kind}: stopped while it was read-only"));
 }
 
 #[test]
