@@ -99,10 +99,18 @@ impl Tracer {
     /// Does something (`delay_enter=MICROSECONDS`, `signal=KILL:when=1`; see strace(1)) to each call of this name
     /// that any thread of the process makes.
     pub fn on(pid: i32, call: &str, act: &str) -> Self {
+        Self::on_all(pid, &[(call, act)])
+    }
+
+    /// The same to calls of several names.
+    pub fn on_all(pid: i32, calls: &[(&str, &str)]) -> Self {
         let mut command = Command::new("strace");
         command.args(["-f", "-p", &pid.to_string(), "-o", "/dev/null"]);
-        command.args(["-e", &format!("trace={call}")]);
-        command.args(["-e", &format!("inject={call}:{act}")]);
+        let names: Vec<&str> = calls.iter().map(|(call, _)| *call).collect();
+        command.args(["-e", &format!("trace={}", names.join(","))]);
+        for (call, act) in calls {
+            command.args(["-e", &format!("inject={call}:{act}")]);
+        }
         Self(attached(command))
     }
 }

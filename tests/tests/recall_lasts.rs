@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use hsm_tests::loopfs::{Kind, must};
 use hsm_tests::program::{locate, run};
+use hsm_tests::strace::Tracer;
 use hsm_tests::stubs::{assert_reads, is_marked, release, release_soon, wait_whole};
 use hsm_tests::sys;
 use hsm_tests::system::{Setup, System};
@@ -568,5 +569,30 @@ fn a_disk_with_stubs_is_refused_without_device() {
     system.start();
     for path in &paths {
         assert_reads(path, &bytes_of(path), "guarded again");
+    }
+}
+
+/// A worker that starts looks for releases that were interrupted. One that runs just then is none.
+#[test]
+fn what_is_released_while_the_marks_are_set_stays_released() {
+    let system = start(Kind::Btrfs);
+    let stubs = released_files(&system, 3);
+    let path = system.at("last");
+    fs::write(&path, bytes_of(&path)).expect("written");
+    system.sync_all();
+    let guard = system.processes("guard");
+    // The marks are set slowly, and this one's release takes still longer once it has its own.
+    let delays = [
+        ("open_by_handle_at", "delay_enter=500000:when=1..3"),
+        ("syncfs", "delay_enter=3000000:when=2"),
+    ];
+    let delays = Tracer::on_all(guard[0], &delays);
+    system.kill_process("worker");
+    system.wait_until_it_answers();
+    release(&system, &path);
+    drop(delays);
+    thread::sleep(Duration::from_secs(1));
+    for path in stubs.iter().chain([&path]) {
+        assert!(is_marked(path), "{} came back by itself", path.display());
     }
 }

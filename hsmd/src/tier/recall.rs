@@ -256,7 +256,8 @@ impl Recall {
     }
 
     /// Goes on with a recall that a dead worker began, or undoes a release that it did not end. Nobody
-    /// waits for it: who reads the file meanwhile is not to see its change time change.
+    /// waits for it: who reads the file meanwhile is not to see its change time change. A release of our own
+    /// that was taken for such a one stays: what it leaves is a stub at rest.
     pub fn resume(&self, handle: &Handle) {
         let mut queue = lock(&self.queue);
         if !queue.states.contains_key(handle) {
@@ -399,6 +400,10 @@ impl Recall {
                 None => return Ok(Filled::Whole(lock(&self.queue).remove(handle))),
             },
             Marked::Suspect(why) => return Err(FillError::Unknown(why)),
+            Marked::Stub(mark) if mark.stage == Stage::Rests && !self.is_wanted(handle) => {
+                filling.stop();
+                return Err(FillError::Cancelled);
+            }
             Marked::Stub(mark) => (mark, None),
             Marked::Snapshot(original) => {
                 let handle = handle.to_bytes();
@@ -605,6 +610,13 @@ impl Recall {
             let later = later && waiter.is_background();
             self.refuse(waiter, if later { libc::EAGAIN } else { errno }, &why);
         }
+    }
+
+    /// Whether anybody waits for a file, or wants it to come back by the way.
+    fn is_wanted(&self, handle: &Handle) -> bool {
+        let queue = lock(&self.queue);
+        let state = queue.states.get(handle);
+        state.is_some_and(|state| !state.waiters().is_empty())
     }
 
     /// Whether nobody waits for a file that is to come back by the way.
