@@ -2,7 +2,8 @@
 
 Starts a daemon, keeps the descriptors that it gives away, and starts it again with them after it was
 killed, with all that it has left behind (KillMode=mixed). SIGUSR1 kills the daemon with all its processes;
-SIGTERM stops it. The words in the file `notify.trap`, where there is one, go before the command once.
+SIGTERM stops it. While there is a file `notify.pause`, it is not started again. The words in the file
+`notify.trap`, where there is one, go before the command once.
 """
 
 import array
@@ -89,6 +90,8 @@ def main() -> int:
                 os.close(store[name])
             return code
         time.sleep(PAUSE_S)
+        while os.path.exists(f"{path}.pause"):
+            time.sleep(0.01)
         pid = start(command, path, store)
 
 

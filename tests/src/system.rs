@@ -203,6 +203,11 @@ impl System {
         self.fs.at(name)
     }
 
+    /// The block device that the daemon mounts.
+    pub fn device(&self) -> Option<&Path> {
+        self.device.as_ref().map(LoopDevice::path)
+    }
+
     /// A directory for everything else, on the machine's own disk.
     pub fn home(&self) -> &Home {
         &self.home

@@ -1,13 +1,14 @@
 //! The guard answers everybody, whatever others do.
 
 use std::fs::{self, File};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hsm_tests::loopfs::Kind;
+use hsm_tests::loopfs::{Kind, must};
 use hsm_tests::stubs::{assert_reads, release};
 use hsm_tests::sys;
-use hsm_tests::system::Setup;
+use hsm_tests::system::{Setup, System};
 use hsm_tests::waiting::{bring_back, passing_reader, spool_empties, still_waits, take_away, text};
 use nix::sys::signal::Signal;
 
@@ -131,4 +132,74 @@ fn who_waits_since_the_start_lets_nobody_else_pass() {
             read.stdout.iter().all(|byte| *byte == 0)
         );
     }
+}
+
+/// Kills all of hsmd; the service manager starts nothing before [`go_on`].
+fn kill_and_pause(system: &mut System) {
+    fs::write(system.home().at("notify.pause"), "").expect("written");
+    system.daemon().signal(Signal::SIGUSR1);
+    while ["keeper", "guard", "worker"]
+        .iter()
+        .any(|role| !system.processes(role).is_empty())
+    {
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn go_on(system: &System) {
+    fs::remove_file(system.home().at("notify.pause")).expect("removed");
+}
+
+/// What a service manager holds is worth nothing for a filesystem that was mounted by hand meanwhile.
+#[test]
+fn what_was_mounted_by_hand_meanwhile_is_not_taken_over() {
+    let mut system = Setup::new(Kind::Btrfs).exposed().managed().start();
+    let path = system.at("file");
+    fs::write(&path, b"released bytes").expect("written");
+    system.sync_all();
+    release(&system, &path);
+    kill_and_pause(&mut system);
+    system.fs().unmount();
+    let device = system.device().expect("a device").to_owned();
+    must(Command::new("mount").arg(&device).arg(system.root()));
+    let open = File::open(&path).expect("nobody asks");
+    go_on(&system);
+    let ran = system.daemon().wait(Duration::from_secs(30));
+    let _ = ran
+        .expect("it gives up")
+        .refuses(&["mounted there already, without hsmd", "may have read zeros"]);
+    system.kill9();
+    drop(open);
+    // Where nobody uses it, it is mounted anew.
+    system.start();
+    kill_and_pause(&mut system);
+    system.fs().unmount();
+    must(Command::new("mount").arg(&device).arg(system.root()));
+    go_on(&system);
+    system.wait_until_it_answers();
+    assert_reads(&path, b"released bytes", "mounted anew");
+    system.stop();
+}
+
+/// Without a single stub nothing is asked about, and the filesystem is watched all the same.
+#[test]
+fn a_filesystem_without_stubs_is_taken_over() {
+    let mut system = Setup::new(Kind::Ext4).exposed().managed().start();
+    fs::write(system.at("file"), b"bytes").expect("written");
+    system.sync_all();
+    // Then nobody has opened a file while all were asked about.
+    system.restart();
+    system.wait_for("only stubs are asked about", |status| {
+        status["released"]["every_file"] == false
+    });
+    // It cannot be mounted anew.
+    let user = File::open(system.at("file")).expect("opened");
+    kill_and_pause(&mut system);
+    go_on(&system);
+    system.wait_until_it_answers();
+    drop(user);
+    let path = system.at("file");
+    release(&system, &path);
+    assert_reads(&path, b"bytes", "taken over without stubs");
+    system.stop();
 }

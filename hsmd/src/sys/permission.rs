@@ -206,6 +206,21 @@ impl PermissionGroup {
         Ok(less)
     }
 
+    /// Marks a directory so that nobody is ever asked because of it (who executes a directory?), and other
+    /// files cost nothing. The mark is there as long as the filesystem is mounted without a break, and so
+    /// [`Self::has_watched`].
+    pub fn mark_presence(&self, dir: BorrowedFd<'_>) -> Result<(), Error> {
+        self.marked(MARK_ADD, OPEN_EXEC_PERM, dir, "fanotify_mark")
+    }
+
+    /// Whether the group has any mark on files of the filesystem with this device number, as in mountinfo.
+    /// All of them go when its last mount goes.
+    pub fn has_watched(&self, device: (u32, u32)) -> Result<bool, Error> {
+        let info = format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd());
+        let text = std::fs::read_to_string(&info).map_err(|e| Error::call("read", info, e))?;
+        Ok(names_device(&text, device))
+    }
+
     /// Ends [`Self::mark_filesystem`]; inodes that are marked stay so.
     ///
     /// The kernel's mark itself stays, and ignores an event that nobody asked for. One that was removed would
@@ -344,6 +359,17 @@ impl AsFd for PermissionGroup {
     }
 }
 
+/// Whether a group's fdinfo has a mark on an inode or the whole of this filesystem.
+fn names_device(fdinfo: &str, (major, minor): (u32, u32)) -> bool {
+    // As the kernel keeps it.
+    let device = format!("sdev:{:x}", u64::from(major) << 20 | u64::from(minor));
+    let has_mark = |line: &str| {
+        let mut words = line.split(' ');
+        words.next() == Some("fanotify") && words.any(|word| word == device)
+    };
+    fdinfo.lines().any(has_mark)
+}
+
 /// The accesses in a buffer that the kernel filled. What follows bytes that are not as documented is
 /// lost: their programs wait until somebody sweeps, and read no zeros.
 fn parse(buf: &[u8]) -> Vec<Access> {
@@ -413,6 +439,21 @@ fn range(mut info: &[u8]) -> Result<Option<(u64, u64)>, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn marks_are_found_in_fdinfo() {
+        let info = "pos:\t0\nflags:\t02004002\nmnt_id:\t16\nino:\t1057\n\
+                    fanotify flags:3a event-flags:58000\n\
+                    fanotify mnt_id:2f mflags:40 mask:0 ignored_mask:150000\n\
+                    fanotify ino:2 sdev:700007 mflags:0 mask:40000 ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:02\n\
+                    fanotify sdev:28 mflags:0 mask:150000 ignored_mask:0\n";
+        assert!(names_device(info, (7, 7)));
+        assert!(names_device(info, (0, 40)));
+        for other in [(7, 0), (0, 7), (0, 2), (112, 7), (0, 0)] {
+            assert!(!names_device(info, other), "{other:?}");
+        }
+        assert!(!names_device("", (7, 7)));
+    }
 
     #[test]
     fn only_errors_that_the_kernel_takes_are_given() {

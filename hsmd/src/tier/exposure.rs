@@ -3,6 +3,7 @@
 //! While nobody holds the permission group, stubs read as zeros. So nothing may reach the filesystem
 //! before the group's mark is set, and nothing after the group is closed.
 
+use std::fmt::Display;
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
@@ -97,6 +98,9 @@ impl Exposure {
         let asked = group
             .mark_filesystem(hidden.root(), wanted)
             .map_err(|error| self.failed(error))?;
+        group
+            .mark_presence(hidden.root())
+            .map_err(|error| self.failed(error))?;
         Ok((hidden, asked))
     }
 
@@ -107,15 +111,17 @@ impl Exposure {
             .map_err(|error| self.failed(error))
     }
 
-    /// It is exposed, and `group` has been open ever since: every access is asked about again, whatever
-    /// marks the group has.
+    /// It is exposed, and `group` has been open ever since ([`Place::is_watched`]): every access is asked
+    /// about again, whatever marks the group has.
     pub fn take_over(&self, group: &PermissionGroup, wanted: Asked) -> Result<Asked, Refusal> {
         let advice = "end all programs that use it, unmount it, and start hsmd again";
-        let root = fs::File::open(&self.place.path)
-            .map_err(|error| refuse(self.place.path.display(), error, advice))?;
-        group
-            .mark_filesystem(root.as_fd(), wanted)
-            .map_err(|error| refuse(self.place.path.display(), error, advice))
+        let refused = |error: &dyn Display| refuse(self.place.path.display(), error, advice);
+        let root = fs::File::open(&self.place.path).map_err(|error| refused(&error))?;
+        let asked = group.mark_filesystem(root.as_fd(), wanted);
+        let asked = asked.map_err(|error| refused(&error))?;
+        let marked = group.mark_presence(root.as_fd());
+        marked.map_err(|error| refused(&error))?;
+        Ok(asked)
     }
 }
 
@@ -139,6 +145,14 @@ impl Place {
     pub fn is_exposed(&self) -> Result<bool, crate::sys::Error> {
         let seen = self.seen()?;
         Ok(seen.iter().any(|mount| mount.mount_point == self.path))
+    }
+
+    /// Whether it is mounted there, and the group has watched it ever since it was mounted: nobody has
+    /// unmounted it, and mounted it again unwatched.
+    pub fn is_watched(&self, group: &PermissionGroup) -> Result<bool, crate::sys::Error> {
+        let seen = self.seen()?;
+        let here = seen.iter().find(|mount| mount.mount_point == self.path);
+        here.map_or(Ok(false), |mount| group.has_watched(mount.dev))
     }
 
     /// The mounts of the device that this process sees.

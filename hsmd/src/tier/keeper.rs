@@ -86,45 +86,7 @@ fn keep(config: &Config, args: &Hsmd) -> Result<ExitCode, Refusal> {
     let wanted = Asked {
         pre_access: config.pre_access,
     };
-    let place = exposure.place();
-    let other = place.other().map_err(|error| failed(&error))?;
-    if let Some(keeper) = other.and_then(Other::keeper) {
-        return Err(refuse(
-            place.device().display(),
-            format!("hsmd runs already for this filesystem (process {keeper})"),
-            "stop that one first",
-        ));
-    }
-    let is_exposed = place.is_exposed().map_err(|error| failed(&error))?;
-    let (group, events, asked) = match store::take() {
-        Some(Stored { group, events }) if is_exposed => {
-            tracing::warn!(
-                "hsmd was killed: the service manager has held the accesses since, and they go on"
-            );
-            // Nobody else must read the group: an answer of his would be given to whom he does not know.
-            if let Some(other) = other {
-                other.kill();
-                while other.lives() {
-                    std::thread::sleep(TICK);
-                }
-            }
-            let asked = exposure.take_over(&group, wanted)?;
-            (group, events, asked)
-        }
-        stored => {
-            let group = PermissionGroup::new().map_err(|error| failed(&error))?;
-            let events = Group::new_notification().map_err(|error| failed(&error))?;
-            let (hidden, asked) = exposure.prepare(&group, wanted)?;
-            // Not before: where this is refused because another namespace has the filesystem, the old group
-            // keeps its accesses.
-            drop(stored);
-            store::drop_all();
-            // And this before anybody can reach the filesystem.
-            store::keep(&group, &events);
-            exposure.expose(hidden)?;
-            (group, events, asked)
-        }
-    };
+    let (group, events, asked) = expose(&exposure, wanted)?;
     if wanted != asked {
         tracing::warn!(
             "this kernel or filesystem has no pre-access events (Linux 6.14): a released file that is cut by its path without being opened is recalled only afterwards, see hsm(7)"
@@ -147,6 +109,59 @@ fn keep(config: &Config, args: &Hsmd) -> Result<ExitCode, Refusal> {
     keeper.close();
     store::drop_all();
     Ok(code)
+}
+
+/// The filesystem is exposed when this returns, and asked about. Both groups, and what is asked.
+fn expose(exposure: &Exposure, wanted: Asked) -> Result<(PermissionGroup, Group, Asked), Refusal> {
+    let failed =
+        |error: crate::sys::Error| refuse("hsmd", error, "see the kernel's messages (dmesg)");
+    let place = exposure.place();
+    let other = place.other().map_err(failed)?;
+    if let Some(keeper) = other.and_then(Other::keeper) {
+        return Err(refuse(
+            place.device().display(),
+            format!("hsmd runs already for this filesystem (process {keeper})"),
+            "stop that one first",
+        ));
+    }
+    let mut stored = store::take();
+    let watched = |stored: &Stored| place.is_watched(&stored.group);
+    let goes_on = stored.as_ref().map(watched).transpose().map_err(failed)?;
+    let Some(Stored { group, events }) = stored.take_if(|_| goes_on == Some(true)) else {
+        return expose_anew(exposure, wanted, stored);
+    };
+    tracing::warn!(
+        "hsmd was killed: the service manager has held the accesses since, and they go on"
+    );
+    // Nobody else must read the group: an answer of his would be given to whom he does not know.
+    if let Some(other) = other {
+        other.kill();
+        while other.lives() {
+            std::thread::sleep(TICK);
+        }
+    }
+    let asked = exposure.take_over(&group, wanted)?;
+    Ok((group, events, asked))
+}
+
+fn expose_anew(
+    exposure: &Exposure,
+    wanted: Asked,
+    stored: Option<Stored>,
+) -> Result<(PermissionGroup, Group, Asked), Refusal> {
+    let failed =
+        |error: crate::sys::Error| refuse("hsmd", error, "see the kernel's messages (dmesg)");
+    let group = PermissionGroup::new().map_err(failed)?;
+    let events = Group::new_notification().map_err(failed)?;
+    let (hidden, asked) = exposure.prepare(&group, wanted)?;
+    // Not before: where this is refused because another namespace has the filesystem, the old group
+    // keeps its accesses.
+    drop(stored);
+    store::drop_all();
+    // And this before anybody can reach the filesystem.
+    store::keep(&group, &events);
+    exposure.expose(hidden)?;
+    Ok((group, events, asked))
 }
 
 impl Keeper<'_> {
