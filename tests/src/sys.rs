@@ -20,6 +20,8 @@ use nix::unistd::{Pid, Whence, lseek};
 nix::ioctl_read!(fs_ioc_getflags, b'f', 1, c_long);
 nix::ioctl_write_ptr!(fs_ioc_setflags, b'f', 2, c_long);
 nix::ioctl_write_int_bad!(ficlone, 0x4004_9409);
+nix::ioctl_write_int_bad!(fi_freeze, 0xc004_5877);
+nix::ioctl_write_int_bad!(fi_thaw, 0xc004_5878);
 nix::ioctl_read!(fs_ioc_shutdown, b'X', 125, u32);
 nix::ioctl_write_int_bad!(loop_ctl_remove, 0x4c81);
 nix::ioctl_read!(btrfs_ioc_start_sync, 0x94, 24, u64);
@@ -185,6 +187,26 @@ pub fn commit_btrfs(root: &File) -> io::Result<()> {
         btrfs_ioc_wait_sync(root.as_raw_fd(), &raw const transaction)?;
     }
     Ok(())
+}
+
+/// A filesystem on which nothing can be changed, as fsfreeze(8) makes it, until this is dropped: whoever tries
+/// to waits.
+pub struct Frozen(File);
+
+impl Frozen {
+    /// Freezes the filesystem of a directory.
+    pub fn new(dir: File) -> io::Result<Self> {
+        // SAFETY: the kernel looks at no argument.
+        unsafe { fi_freeze(dir.as_raw_fd(), 0) }?;
+        Ok(Self(dir))
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // SAFETY: the kernel looks at no argument.
+        let _ = unsafe { fi_thaw(self.0.as_raw_fd(), 0) };
+    }
 }
 
 /// Takes a write lease on a file that nobody else has open: whoever opens it waits until it is closed, or

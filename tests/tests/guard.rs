@@ -10,7 +10,9 @@ use hsm_tests::stubs::{assert_reads, release};
 use hsm_tests::sys;
 use hsm_tests::system::{Setup, System};
 use hsm_tests::waiting::{bring_back, passing_reader, spool_empties, still_waits, take_away, text};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{Mode, SFlag, mknod};
+use nix::unistd::Pid;
 
 /// Files that nobody can open; more than the guard has readers at first.
 const LEASED: usize = 20;
@@ -202,4 +204,47 @@ fn a_filesystem_without_stubs_is_taken_over() {
     release(&system, &path);
     assert_reads(&path, b"bytes", "taken over without stubs");
     system.stop();
+}
+
+/// On a frozen filesystem nothing can be changed, a mark that came along with a copy neither. Who opens such a copy
+/// waits; nobody else does who can be served without a change.
+#[test]
+fn on_a_frozen_filesystem_nobody_waits_for_another_ones_mark() {
+    let setup = Setup::new(Kind::Xfs).exposed();
+    // Every file is asked about.
+    let system = setup.with("stub_marks_max", "0").start();
+    let [recalled, copy] = ["recalled", "copy"].map(|name| system.at(name));
+    fs::write(&recalled, text(&recalled)).expect("written");
+    system.sync_all();
+    release(&system, &recalled);
+    let marks = sys::xattrs(&recalled).expect("its attributes");
+    let (_, mark) = marks.into_iter().next().expect("a mark");
+    // While it is in use it keeps its mark.
+    let user = File::open(&recalled).expect("recalled");
+    let worker = Pid::from_raw(system.processes("worker")[0]);
+    kill(worker, Signal::SIGSTOP).expect("stopped");
+    // Empty, and never opened before: what was opened and found whole is not asked about any more.
+    mknod(&copy, SFlag::S_IFREG, Mode::S_IRUSR, 0).expect("a file");
+    sys::set_xattr(&copy, c"trusted.hsm", &mark).expect("a mark");
+    let frozen = sys::Frozen::new(File::open(system.root()).expect("the root"));
+    let frozen = frozen.expect("frozen");
+    kill(worker, Signal::SIGCONT).expect("goes on");
+    let mut waits = passing_reader(&copy, 0);
+    thread::sleep(Duration::from_millis(500));
+    still_waits(&mut waits, "who opens the copy");
+    let begun = Instant::now();
+    let mut reads = passing_reader(&recalled, 0);
+    while reads.try_wait().expect("asked").is_none() {
+        let waited = begun.elapsed();
+        assert!(waited < STALL / 3, "who opens another file waits, too");
+        thread::sleep(Duration::from_millis(10));
+    }
+    drop(frozen);
+    for (child, expected) in [(reads, text(&recalled)), (waits, "")] {
+        let read = child.wait_with_output().expect("ended");
+        assert!(read.status.success(), "{read:?}");
+        assert!(read.stdout == expected.as_bytes(), "{read:?}");
+    }
+    drop(user);
+    system.check("frozen");
 }

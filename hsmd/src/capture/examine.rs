@@ -170,7 +170,7 @@ impl<S: DataSink> FileExam<'_, S> {
             return Ok(Outcome::Gone);
         }
         // Before anything else: once it is open and found whole, nobody can release it.
-        let marked = mark::look(fd, self.log_id)?;
+        let marked = mark::tidy(fd, self.log_id)?;
         let mut facts = opened(fd, stat)?;
         match marked {
             Marked::Whole => {}

@@ -1,4 +1,7 @@
 //! What a file's stub mark says, read from the file itself.
+//!
+//! Looking changes nothing: where the filesystem is frozen (`fsfreeze`), whoever changes it waits, perhaps for
+//! long, and those who look have others waiting for them.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -14,7 +17,8 @@ use crate::sys::{Error, io, seek, xattr};
 /// What a file is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Marked {
-    /// All its data is there.
+    /// All its data is there. It may have a mark that came along with a copy of a file's attributes
+    /// ([`tidy`]).
     Whole,
     /// Some or all of its data is only in the log.
     Stub(StubMark),
@@ -46,46 +50,70 @@ pub fn find(
     Ok(Some((fd, marked)))
 }
 
-/// Looks at the mark of an open file. A mark that came along with a copy of a file's attributes, on a
-/// file that has data of its own, is removed.
+/// Looks at the mark of an open file.
 pub fn look(fd: BorrowedFd<'_>, log_id: LogId) -> Result<Marked, Error> {
-    let Some(value) = xattr::read_one(fd, STUB_XATTR)? else {
-        return Ok(Marked::Whole);
-    };
-    let own = handle_of(fd)?.to_bytes();
-    let (why, stage) = match StubMark::from_bytes(&value) {
-        // It may be this file's own, and then what data there is is not all.
-        Err(error) => return Ok(Marked::Suspect(format!("its mark cannot be read: {error}"))),
-        Ok(mark) if mark.handle == own && mark.log_id == log_id => return Ok(Marked::Stub(mark)),
-        Ok(mark) if mark.handle == own => {
-            return Ok(Marked::Suspect(format!(
-                "its content lies in another log, {}: rebuild the file from that one's volumes",
-                mark.log_id
-            )));
-        }
-        Ok(mark) if mark.log_id == log_id && mark.stage != Stage::There && is_snapshot(&mark.handle, &own) => {
-            return Ok(Marked::Snapshot(mark));
-        }
-        Ok(mark) => (
-            "its mark belongs to another inode (it is a copy of a stub that was made without its data)"
-                .to_owned(),
-            mark.stage,
-        ),
-    };
-    // A file that is all there but for its mark may consist of holes.
-    let was_there = matches!(stage, Stage::Filled | Stage::There);
-    if was_there || has_data(fd)? {
+    Ok(seen(fd, log_id)?.0)
+}
+
+/// Looks at the mark of an open file. One that came along with a copy of a file's attributes, on a file
+/// that has data of its own, is removed.
+pub fn tidy(fd: BorrowedFd<'_>, log_id: LogId) -> Result<Marked, Error> {
+    let (marked, came_along) = seen(fd, log_id)?;
+    if let Some(why) = came_along {
         tracing::info!(
             file = crate::sys::describe(fd),
             why,
             "a mark that came along is removed"
         );
         remove_mark(fd)?;
-        return Ok(Marked::Whole);
     }
-    Ok(Marked::Suspect(why))
+    Ok(marked)
 }
 
+/// Where in the log the content of a stub is, near enough: the transaction of the version that a mark
+/// names, its own or not. 0 where there is none.
+pub fn place(fd: BorrowedFd<'_>) -> u64 {
+    let value = xattr::read_one(fd, STUB_XATTR).ok().flatten();
+    let mark = value.and_then(|value| StubMark::from_bytes(&value).ok());
+    mark.map_or(0, |mark| mark.version.get())
+}
+
+/// What a file is, and why the mark that it has is not its own where it is whole.
+fn seen(fd: BorrowedFd<'_>, log_id: LogId) -> Result<(Marked, Option<&'static str>), Error> {
+    let Some(value) = xattr::read_one(fd, STUB_XATTR)? else {
+        return Ok((Marked::Whole, None));
+    };
+    let own = handle_of(fd)?.to_bytes();
+    let mark = match StubMark::from_bytes(&value) {
+        // It may be this file's own, and then what data there is is not all.
+        Err(error) => {
+            let why = format!("its mark cannot be read: {error}");
+            return Ok((Marked::Suspect(why), None));
+        }
+        Ok(mark) => mark,
+    };
+    if mark.handle == own && mark.log_id == log_id {
+        return Ok((Marked::Stub(mark), None));
+    }
+    if mark.handle == own {
+        let why = format!(
+            "its content lies in another log, {}: rebuild the file from that one's volumes",
+            mark.log_id
+        );
+        return Ok((Marked::Suspect(why), None));
+    }
+    if mark.log_id == log_id && mark.stage != Stage::There && is_snapshot(&mark.handle, &own) {
+        return Ok((Marked::Snapshot(mark), None));
+    }
+    let why =
+        "its mark belongs to another inode (it is a copy of a stub that was made without its data)";
+    // A file that is all there but for its mark may consist of holes.
+    let was_there = matches!(mark.stage, Stage::Filled | Stage::There);
+    if was_there || has_data(fd)? {
+        return Ok((Marked::Whole, Some(why)));
+    }
+    Ok((Marked::Suspect(why.to_owned()), None))
+}
 /// The mark of the filesystem whose root directory this is. One that cannot be read is none.
 pub fn of_disk(root: BorrowedFd<'_>) -> Result<Option<DiskMark>, Error> {
     let value = xattr::read_one(root, STUB_XATTR)?;

@@ -209,6 +209,7 @@ impl Recall {
                 return;
             }
         };
+        let place = mark::place(fd.as_fd());
         let mut queue = lock(&self.queue);
         if let Some(State::There { there, waiters, .. }) = queue.states.get_mut(&handle) {
             if !there.sealed && !there.doubtful && self.may_go_on(attempt, &handle) {
@@ -222,11 +223,6 @@ impl Recall {
             self.finish.notify_one();
             return;
         }
-        // The version's transaction tells where in the log its bytes are, near enough.
-        let place = match mark::look(fd.as_fd(), self.parts.log_id) {
-            Ok(Marked::Stub(mark) | Marked::Snapshot(mark)) => mark.version.get(),
-            _ => 0,
-        };
         self.want(queue, handle, uid, place, waiter);
     }
 
@@ -393,7 +389,7 @@ impl Recall {
         let Opened::Fd(held) = open_by_handle(root, handle.as_ref(), io::READ)? else {
             return Ok(Filled::Gone);
         };
-        let (mut mark, original) = match mark::look(held.as_fd(), self.parts.log_id)? {
+        let (mut mark, original) = match mark::tidy(held.as_fd(), self.parts.log_id)? {
             Marked::Whole => match self.regain(handle, held.as_fd())? {
                 Some(mark) => (mark, None),
                 // While it is held: who comes later may find it released.
