@@ -63,10 +63,9 @@ fn leases_of_users_hold_nobody_else_up() {
 }
 
 /// All processes of the daemon are killed at once: the service manager holds the accesses.
-#[test]
-fn a_service_manager_holds_accesses_while_nothing_of_hsmd_is_left() {
-    let mut system = Setup::new(Kind::Xfs).exposed().managed().start();
-    let paths: Vec<_> = (0..4)
+fn all_is_killed_under_a_service_manager(kind: Kind) {
+    let mut system = Setup::new(kind).exposed().managed().start();
+    let paths: Vec<_> = (0..2)
         .map(|number| system.at(format!("file{number}")))
         .collect();
     for path in &paths {
@@ -91,6 +90,16 @@ fn a_service_manager_holds_accesses_while_nothing_of_hsmd_is_left() {
     system.check("killed under a service manager");
     drop(user);
     system.stop();
+}
+
+#[test]
+fn a_service_manager_holds_accesses_while_nothing_of_hsmd_is_left_on_xfs() {
+    all_is_killed_under_a_service_manager(Kind::Xfs);
+}
+
+#[test]
+fn a_service_manager_holds_accesses_while_nothing_of_hsmd_is_left_on_btrfs() {
+    all_is_killed_under_a_service_manager(Kind::Btrfs);
 }
 
 /// A program waits since before only stubs are asked about. The kernel keeps what it was asked about for as long,

@@ -38,6 +38,7 @@ const WAYS: &[Way] = &[
         tests: &[
             "nobody_reaches_a_stub_before_it_is_asked_about",
             "what_was_left_behind_is_taken_away_before_it_is_exposed_again",
+            "what_was_mounted_by_hand_meanwhile_is_not_taken_over",
             "a_filesystem_that_is_mounted_elsewhere_is_refused",
             "what_is_in_use_stays_on_ext4",
             "what_is_in_use_stays_on_xfs",
@@ -61,7 +62,9 @@ const WAYS: &[Way] = &[
     Way {
         what: "When nobody holds the group any more, all who wait go on, and read zeros.",
         tests: &[
-            "a_service_manager_holds_accesses_while_nothing_of_hsmd_is_left",
+            "a_service_manager_holds_accesses_while_nothing_of_hsmd_is_left_on_xfs",
+            "a_service_manager_holds_accesses_while_nothing_of_hsmd_is_left_on_btrfs",
+            "a_service_manager_guards_what_a_killed_keeper_has_exposed",
             "nobody_reads_zeros_when_the_guard_is_killed_on_ext4",
             "readers_wait_for_the_next_worker_on_ext4",
             "who_waits_goes_on_waiting_over_an_upgrade",

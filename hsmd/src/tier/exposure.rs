@@ -5,7 +5,7 @@
 
 use std::fmt::Display;
 use std::fs;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::others::Other;
 use crate::config::Config;
 use crate::daemon::{Refusal, refuse};
-use crate::sys::mount::{self, Mount, Unexposed, is_device_used, mounts};
+use crate::sys::mount::{self, Mount, Unexposed, is_device_used, mount_of, mounts};
 use crate::sys::permission::{Asked, PermissionGroup};
 use crate::sys::superblock;
 
@@ -111,17 +111,30 @@ impl Exposure {
             .map_err(|error| self.failed(error))
     }
 
-    /// It is exposed, and `group` has been open ever since ([`Place::is_watched`]): every access is asked
-    /// about again, whatever marks the group has.
-    pub fn take_over(&self, group: &PermissionGroup, wanted: Asked) -> Result<Asked, Refusal> {
+    /// Where it is exposed, and `group` has watched it ever since it was mounted: every access is asked about
+    /// again, whatever marks the group has. `None`: it is not exposed, or somebody has unmounted it, and
+    /// mounted it again unwatched.
+    pub fn take_over(
+        &self,
+        group: &PermissionGroup,
+        wanted: Asked,
+    ) -> Result<Option<Asked>, Refusal> {
         let advice = "end all programs that use it, unmount it, and start hsmd again";
         let refused = |error: &dyn Display| refuse(self.place.path.display(), error, advice);
+        // While it is open, no other filesystem takes its place.
         let root = fs::File::open(&self.place.path).map_err(|error| refused(&error))?;
+        let of_root = format!("/proc/self/fd/{}", root.as_raw_fd());
+        let mount = mount_of(Path::new(&of_root)).map_err(|error| refused(&error))?;
+        let ours = mount.mount_point == self.place.path && self.place.is_of_device(&mount);
+        let watched = group.has_watched(mount.dev);
+        if !(ours && watched.map_err(|error| refused(&error))?) {
+            return Ok(None);
+        }
         let asked = group.mark_filesystem(root.as_fd(), wanted);
         let asked = asked.map_err(|error| refused(&error))?;
         let marked = group.mark_presence(root.as_fd());
         marked.map_err(|error| refused(&error))?;
-        Ok(asked)
+        Ok(Some(asked))
     }
 }
 
@@ -145,14 +158,6 @@ impl Place {
     pub fn is_exposed(&self) -> Result<bool, crate::sys::Error> {
         let seen = self.seen()?;
         Ok(seen.iter().any(|mount| mount.mount_point == self.path))
-    }
-
-    /// Whether it is mounted there, and the group has watched it ever since it was mounted: nobody has
-    /// unmounted it, and mounted it again unwatched.
-    pub fn is_watched(&self, group: &PermissionGroup) -> Result<bool, crate::sys::Error> {
-        let seen = self.seen()?;
-        let here = seen.iter().find(|mount| mount.mount_point == self.path);
-        here.map_or(Ok(false), |mount| group.has_watched(mount.dev))
     }
 
     /// The mounts of the device that this process sees.

@@ -124,11 +124,11 @@ fn expose(exposure: &Exposure, wanted: Asked) -> Result<(PermissionGroup, Group,
             "stop that one first",
         ));
     }
-    let mut stored = store::take();
-    let watched = |stored: &Stored| place.is_watched(&stored.group);
-    let goes_on = stored.as_ref().map(watched).transpose().map_err(failed)?;
-    let Some(Stored { group, events }) = stored.take_if(|_| goes_on == Some(true)) else {
-        return expose_anew(exposure, wanted, stored);
+    let Some(stored) = store::take() else {
+        return expose_anew(exposure, wanted, None);
+    };
+    let Some(asked) = exposure.take_over(&stored.group, wanted)? else {
+        return expose_anew(exposure, wanted, Some(stored));
     };
     tracing::warn!(
         "hsmd was killed: the service manager has held the accesses since, and they go on"
@@ -140,8 +140,7 @@ fn expose(exposure: &Exposure, wanted: Asked) -> Result<(PermissionGroup, Group,
             std::thread::sleep(TICK);
         }
     }
-    let asked = exposure.take_over(&group, wanted)?;
-    Ok((group, events, asked))
+    Ok((stored.group, stored.events, asked))
 }
 
 fn expose_anew(

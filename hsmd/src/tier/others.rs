@@ -42,7 +42,7 @@ impl Other {
         process::is_alive(self.guard)
     }
 
-    /// Kills the guard, and its worker with it; true when they are gone.
+    /// Kills the guard, and its worker with it; they are gone a moment later.
     pub fn kill(self) {
         let _ = kill(Pid::from_raw(self.guard), Signal::SIGKILL);
     }
