@@ -206,8 +206,10 @@ fn wait_for_end(signals: &SigSet, alone: bool) -> nix::Result<()> {
     let guard = std::os::unix::process::parent_id();
     let fd = SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC)?;
     loop {
-        let Some(info) = fd.read_signal()? else {
-            continue;
+        let info = match fd.read_signal() {
+            Ok(Some(info)) => info,
+            Ok(None) | Err(nix::Error::EINTR) => continue,
+            Err(error) => return Err(error),
         };
         let signal =
             i32::try_from(info.ssi_signo).map_or(Err(nix::Error::EINVAL), Signal::try_from)?;

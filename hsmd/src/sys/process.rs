@@ -77,16 +77,7 @@ pub fn set_oom_score(score: i32) -> Result<(), Error> {
 
 /// Ends this process at once when the thread that started it ends.
 pub fn die_with_parent() -> Result<(), Error> {
-    // SAFETY: numbers only.
-    if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } == 0 {
-        Ok(())
-    } else {
-        Err(Error::call(
-            "prctl PR_SET_PDEATHSIG",
-            "this process",
-            last_error(),
-        ))
-    }
+    tell_end_of_parent(nix::sys::signal::Signal::SIGKILL)
 }
 
 /// Has this process told with a signal when the thread that started it ends. Afterwards see whether it had

@@ -50,6 +50,11 @@ pub enum FillError {
     /// What belongs into it is not known.
     #[error("{0}")]
     Unknown(String),
+    /// They are in memory, and the disk does not have them though it took them.
+    #[error(
+        "its bytes did not reach the disk; they are written anew when nobody has it open: try again in a moment"
+    )]
+    Unwritten,
     /// Nobody wants it any more.
     #[error("the recall was cancelled")]
     Cancelled,

@@ -79,9 +79,7 @@ impl Recall {
                         // Who opens it now waits, so nobody sees what the disk has; the next try writes it.
                         pagecache::drop_cached(fd.as_fd(), 0, 0)?;
                     }
-                    return Err(FillError::Suspect(
-                        "its bytes do not reach the disk".to_owned(),
-                    ));
+                    return Err(FillError::Unwritten);
                 }
             }
         }

@@ -169,15 +169,17 @@ impl Recall {
         let root = self.parts.mount.root();
         let mut open = Vec::new();
         for (handle, awaited) in batch {
-            let before = self.open_since(&handle);
-            let told = before.is_some();
+            let mut before = self.open_since(&handle);
             // Also where it is in use: what memory lets go of would be read from the disk.
-            if self.is_doubtful(&handle)
-                && let Err(error) = self.write_again(&handle)
-            {
-                self.put_off(handle, &error);
-                continue;
+            if self.is_doubtful(&handle) {
+                // It would hear of what is mended now, and count as a user.
+                before = None;
+                if let Err(error) = self.write_again(&handle) {
+                    self.put_off(handle, &error);
+                    continue;
+                }
             }
+            let told = before.is_some();
             let opened = match before {
                 Some(fd) => Ok(Opened::Fd(fd)),
                 None => open_by_handle(root, handle.as_ref(), io::READ),
@@ -382,12 +384,13 @@ impl Recall {
             "who opens one for writing waits as long as `recall_wait` says, and gets an error then; see to the disk",
         );
         lock(&self.stuck).insert(handle.clone());
+        // Who waits to open it is a user of it, too: with him it never could be written anew.
+        let at_once = matches!(error, FillError::Unwritten);
+        let late = |waiter: &mut Waiter| at_once || waiter.since().elapsed() >= self.parts.wait;
         let mut over = Vec::new();
         let mut queue = lock(&self.queue);
         if let Some(State::There { waiters, .. }) = queue.states.get_mut(&handle) {
-            over = waiters
-                .extract_if(.., |waiter| waiter.since().elapsed() >= self.parts.wait)
-                .collect();
+            over = waiters.extract_if(.., late).collect();
         }
         let at = Instant::now() + AGAIN;
         queue.there.push((handle, at, false));
