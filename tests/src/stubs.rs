@@ -6,6 +6,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::loopfs::Kind;
 use crate::program::Ran;
 use crate::sys;
 use crate::system::System;
@@ -22,6 +23,16 @@ pub fn kib_on_disk(path: &Path) -> u64 {
 pub fn is_marked(path: &Path) -> bool {
     let all = sys::xattrs(path).expect("its attributes");
     all.iter().any(|(name, _)| name == b"trusted.hsm")
+}
+
+/// Only stubs are asked about: what is not on the list reads as it lies on the disk. On btrfs every file is
+/// asked about, always.
+pub fn wait_for_marks(system: &System) {
+    if system.fs().kind() != Kind::Btrfs {
+        system.wait_for("only stubs are asked about", |status| {
+            status["released"]["every_file"] == false
+        });
+    }
 }
 
 fn ask(system: &System, verb: &str, path: &Path) -> Ran {

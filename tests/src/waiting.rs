@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -192,4 +193,13 @@ pub fn file<'q>(queue: &'q Value, path: &Path) -> &'q Value {
 pub fn sum(queue: &Value, key: &str) -> u64 {
     let counts = files(queue).iter().map(|file| file[key].as_u64());
     counts.map(|count| count.unwrap_or(0)).sum()
+}
+
+/// Ends the others, also where the test fails.
+pub struct Ends<'a>(pub &'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

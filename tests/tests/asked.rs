@@ -16,24 +16,12 @@ use hsm_tests::program::locate;
 use hsm_tests::stubs::{assert_reads, is_marked, release, release_soon, wait_whole};
 use hsm_tests::sys;
 use hsm_tests::system::{Setup, System};
+use hsm_tests::waiting::{Ends, text};
 
 const BYTES: usize = 50_000;
 const MARK: &CStr = c"trusted.hsm";
 /// What has not happened by then never does.
 const LIMIT: Duration = Duration::from_mins(1);
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("ASCII")
-}
-
-/// Ends the others, also where the test fails.
-struct Ends<'a>(&'a AtomicBool);
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
 
 /// Has the daemon's program wait before each mark that it sets in the kernel.
 fn slow_down_marks(system: &System) {

@@ -5,12 +5,14 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use hsm_tests::loopfs::{Kind, must};
 use hsm_tests::program::{locate, run};
 use hsm_tests::strace::Tracer;
-use hsm_tests::stubs::{assert_reads, is_marked, release, release_soon, wait_whole};
+use hsm_tests::stubs::{
+    assert_reads, is_marked, release, release_soon, wait_for_marks, wait_whole,
+};
 use hsm_tests::sys;
 use hsm_tests::system::{Setup, System};
 use hsm_tests::waiting::{
@@ -22,13 +24,6 @@ const FORGOTTEN: Duration = Duration::from_secs(8);
 
 fn start(kind: Kind) -> System {
     Setup::new(kind).exposed().start()
-}
-
-/// Only stubs are asked about: what is not on the list reads as it lies on the disk.
-fn wait_for_marks(system: &System) {
-    system.wait_for("only stubs are asked about", |status| {
-        status["released"]["every_file"] == false
-    });
 }
 
 fn released_again(kind: Kind) {
@@ -409,6 +404,21 @@ fn deleted_stubs_leave_the_list() {
     }
 }
 
+/// Who waits while the disk turns out not to have what it took gets an error, and the next one the file.
+fn opened_soon(path: &Path) -> File {
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        match File::open(path) {
+            Ok(file) => return file,
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+                assert!(Instant::now() < end, "it never comes back");
+                thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+}
+
 /// What happens while the disk refuses.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Then {
@@ -484,7 +494,7 @@ fn what_the_disk_refused(files: usize, then: Then) {
         wait_whole(&paths[0]);
     }
     for path in &paths {
-        let file = File::open(path).expect("opened");
+        let file = opened_soon(path);
         let _ = nix::fcntl::posix_fadvise(
             &file,
             0,

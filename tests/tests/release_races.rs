@@ -17,6 +17,7 @@ use hsm_tests::report::say;
 use hsm_tests::strace::Tracer;
 use hsm_tests::stubs::{assert_reads, is_marked, kib_on_disk, release_soon, wait_whole};
 use hsm_tests::system::Setup;
+use hsm_tests::waiting::{Ends, text};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 /// What has not happened by then never does.
@@ -24,19 +25,6 @@ const LIMIT: Duration = Duration::from_mins(1);
 const BYTES: usize = 5000;
 /// How long strace holds a call up.
 const DELAY: &str = "delay_enter=250000";
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("ASCII")
-}
-
-/// Ends the others, also where the test fails.
-struct Ends<'a>(&'a AtomicBool);
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
 
 /// How many files were released, as tierctl says.
 fn released(ran: &Ran) -> usize {

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant, SystemTime};
 use hsm_tests::loopfs::Kind;
 use hsm_tests::report::say;
 use hsm_tests::strace::{Trap, Whom, call, is_alive};
-use hsm_tests::stubs::{assert_reads, is_marked, read_patiently, release, wait_whole};
+use hsm_tests::stubs::{
+    assert_reads, is_marked, read_patiently, release, wait_for_marks, wait_whole,
+};
 use hsm_tests::sys;
 use hsm_tests::system::{Setup, System};
 
@@ -133,15 +135,6 @@ impl End {
             Self::Disk => setup.bytes(DISK_BYTES).on_failing_disk(),
             Self::Killed | Self::Power => setup,
         }
-    }
-}
-
-/// On btrfs every file is asked about, always.
-fn wait_for_marks(system: &System) {
-    if system.fs().kind() != Kind::Btrfs {
-        system.wait_for("only stubs are asked about", |status| {
-            status["released"]["every_file"] == false
-        });
     }
 }
 

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use hsm_tests::changes::noise;
 use hsm_tests::loopfs::Kind;
-use hsm_tests::stubs::{assert_reads, is_marked, kib_on_disk, release_soon, wait_whole};
+use hsm_tests::stubs::{
+    assert_reads, is_marked, kib_on_disk, release_soon, wait_for_marks, wait_whole,
+};
 use hsm_tests::sys;
 use hsm_tests::system::{Setup, System};
 
@@ -18,13 +20,6 @@ const FORGOTTEN: Duration = Duration::from_secs(8);
 
 fn start(kind: Kind) -> System {
     Setup::new(kind).exposed().start()
-}
-
-/// Only stubs are asked about: what is not on the list reads as it lies on the disk.
-fn wait_for_marks(system: &System) {
-    system.wait_for("only stubs are asked about", |status| {
-        status["released"]["every_file"] == false
-    });
 }
 
 fn bytes_of(path: &Path) -> Vec<u8> {
