@@ -218,6 +218,12 @@ impl Recall {
                 (self.answer)(id, Answer::Allow);
                 return;
             }
+            if there.unwritten {
+                drop(queue);
+                drop(fd);
+                (self.answer)(id, Answer::Deny(libc::EIO));
+                return;
+            }
             waiters.push(waiter);
             drop(fd);
             self.finish.notify_one();
@@ -422,6 +428,7 @@ impl Recall {
             // The log has a snapshot's file only when it was read.
             news: durable || original.is_some(),
             doubtful: false,
+            unwritten: false,
         };
         // A worker before this one got so far, and programs may use the file: a running one could not be
         // opened for writing.

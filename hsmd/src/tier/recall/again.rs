@@ -8,16 +8,22 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
 
 use tierfs::stub::{Stage, StubMark};
 
 use super::finish::is_used;
-use super::queue::{Filling, State};
+use super::queue::{Filling, State, Waiter};
 use super::{FillError, Filler, Recall};
 use crate::shared::lock;
 use crate::sys::handle::{Handle, Opened, open_by_handle};
 use crate::sys::{Error, io, pagecache, space};
 use crate::tier::mark::{self, Marked};
+
+/// How often it is looked whether those who were refused are gone, and after how long.
+const GO_AWAY_TRIES: usize = 20;
+const GO_AWAY: Duration = Duration::from_millis(5);
 
 /// Opens a directory once more: errors are told to each open file.
 pub(super) fn opened_anew(root: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
@@ -56,7 +62,6 @@ impl Recall {
         let Opened::Fd(held) = open_by_handle(root, handle.as_ref(), io::READ)? else {
             return Ok(());
         };
-        let used = is_used(&held);
         if let Marked::Stub(mut mark) = mark::look(held.as_fd(), self.parts.log_id)? {
             mark.seals.0 |= self.unseal(handle, held.as_fd())?;
             space::set_mark(held.as_fd(), &mark.to_bytes())?;
@@ -75,10 +80,8 @@ impl Recall {
                 filler.write_again(fd.as_fd(), direct.as_fd(), &mark)?;
                 space::sync_file(fd.as_fd())?;
                 if !filler.is_filled(direct.as_fd(), &mark)? {
-                    if !used {
-                        // Who opens it now waits, so nobody sees what the disk has; the next try writes it.
-                        pagecache::drop_cached(fd.as_fd(), 0, 0)?;
-                    }
+                    drop((fd, direct));
+                    self.forget_cached(handle, &held)?;
                     return Err(FillError::Unwritten);
                 }
             }
@@ -86,7 +89,31 @@ impl Recall {
         let mut queue = lock(&self.queue);
         if let Some(State::There { there, .. }) = queue.states.get_mut(handle) {
             there.doubtful = self.sync_errors.load(Ordering::SeqCst) != errors;
+            there.unwritten = false;
             there.sealed |= self.parts_sealed(handle);
+        }
+        Ok(())
+    }
+
+    /// Memory lets go of what the disk does not have and never will while memory has it; the next try writes it.
+    /// Whoever has it open would see that, and who waits to open it counts as one who has: he is refused.
+    fn forget_cached(&self, handle: &Handle, held: &OwnedFd) -> Result<(), Error> {
+        let mut in_the_way = Vec::new();
+        if let Some(State::There { there, waiters, .. }) = lock(&self.queue).states.get_mut(handle)
+        {
+            there.unwritten = true;
+            let opens = |waiter: &mut Waiter| matches!(waiter, Waiter::Access { .. });
+            in_the_way.extend(waiters.extract_if(.., opens));
+        }
+        for waiter in in_the_way {
+            self.refuse(waiter, libc::EIO, &FillError::Unwritten.to_string());
+        }
+        for _ in 0..GO_AWAY_TRIES {
+            if !is_used(held) {
+                // Who opens it now is refused, so nobody sees what the disk has.
+                return pagecache::drop_cached(held.as_fd(), 0, 0);
+            }
+            thread::sleep(GO_AWAY);
         }
         Ok(())
     }

@@ -384,9 +384,7 @@ impl Recall {
             "who opens one for writing waits as long as `recall_wait` says, and gets an error then; see to the disk",
         );
         lock(&self.stuck).insert(handle.clone());
-        // Who waits to open it is a user of it, too: with him it never could be written anew.
-        let at_once = matches!(error, FillError::Unwritten);
-        let late = |waiter: &mut Waiter| at_once || waiter.since().elapsed() >= self.parts.wait;
+        let late = |waiter: &mut Waiter| waiter.since().elapsed() >= self.parts.wait;
         let mut over = Vec::new();
         let mut queue = lock(&self.queue);
         if let Some(State::There { waiters, .. }) = queue.states.get_mut(&handle) {

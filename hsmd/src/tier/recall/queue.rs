@@ -153,6 +153,8 @@ pub(super) struct There {
     /// What was written of it may be nowhere but in memory, which nobody will be told again: it is written
     /// once more before it is finished.
     pub(super) doubtful: bool,
+    /// That is done only while nobody has it open: who comes to open it is refused.
+    pub(super) unwritten: bool,
 }
 
 /// A fill that is under way, for those who look at it, and to stop it.
