@@ -225,12 +225,21 @@ mod tests {
     fn leftovers_of_the_dead_are_reaped_and_those_of_the_living_are_not() {
         let mine = Home::new();
         fs::write(mine.at("file"), "x").expect("a file");
-        // Pid 1 lives, but was not born at tick 0 + u64::MAX: a pid used again.
-        let dead = std::env::temp_dir().join(format!("{PREFIX}1.{}.x", u64::MAX));
-        fs::create_dir_all(dead.join("sub")).expect("a leftover");
-        let stuck = File::create(dead.join("sub/stuck")).expect("a file");
+        let made = mine.at("leftover");
+        fs::create_dir_all(made.join("sub")).expect("a leftover");
+        let stuck = File::create(made.join("sub/stuck")).expect("a file");
         sys::change_flags(&stuck, sys::IMMUTABLE_FL, 0).expect("chattr +i");
+        // Pid 1 lives, but was not born at tick 0 + u64::MAX: a pid used again. From here on other tests clear it
+        // away, too.
+        let dead = std::env::temp_dir().join(format!("{PREFIX}1.{}.x", u64::MAX));
+        fs::rename(&made, &dead).expect("it is whole at once");
         reap();
+        // Another test may be at it.
+        for _ in 0..100 {
+            if dead.exists() {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+        }
         assert!(!dead.exists());
         assert!(mine.at("file").exists());
     }

@@ -19,7 +19,7 @@ use hsm_tests::report::say;
 use hsm_tests::stubs::is_for_later;
 use hsm_tests::system::{Setup, System};
 use hsm_tests::tools::{Outcome, Tool, tools};
-use hsm_tests::waiting::held_programs;
+use hsm_tests::waiting::{Ends, held_programs};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -183,13 +183,14 @@ fn matrix(kind: Kind, trouble: Trouble, settings: &[(&str, &str)]) {
                 Some(scope.spawn(move || kill_again_and_again(system, role, over)))
             }
         };
+        let ends = Ends(&over);
         for case in &cases {
             let content = case.content.clone();
             let outcome = case.tool.try_on(&case.path, content, &same, &elsewhere);
             disturbed += u64::from(outcome != Outcome::Right);
             judge(case, &outcome, trouble, &mut failed);
         }
-        over.store(true, Ordering::Relaxed);
+        drop(ends);
         killer.map_or((0, 0), |killer| killer.join().expect("it kills"))
     });
     say(format_args!(

@@ -296,8 +296,8 @@ if os.fork() == 0:
     source = os.open(sys.argv[1], os.O_RDONLY)
     socket.send_fds(near, [b"x"], [source])
     os._exit(0)
-_, fds, _, _ = socket.recv_fds(far, 1, 1)
 near.close()
+_, fds, _, _ = socket.recv_fds(far, 1, 1)
 with os.fdopen(fds[0], "rb") as source, open(sys.argv[2], "wb") as out: out.write(source.read())
 ' "$SRC" "$OUT""#,
     ),
