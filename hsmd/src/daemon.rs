@@ -25,7 +25,7 @@ use tierfs::spool::Spool;
 use tierfs::writer::{SealedSegment, SyncJob, Synced, WriterError};
 use tierfs::{Lsn, Time};
 
-use self::open::{check_volumes, first_ops, open_log};
+use self::open::{Beginning, begin_with, check_volumes, open_log};
 use crate::board::{Board, Due};
 use crate::capture::worker::{self, JobQueue};
 use crate::committer::{Asked, Committer, Parts};
@@ -137,7 +137,8 @@ impl Daemon {
         let private = Arc::new(PrivateMount::open(&mount).map_err(failed)?);
         let (spool, mut catalog) = open_log(&config, report, overrides)?;
         check_volumes(&config, catalog.log_id())?;
-        let first = first_ops(&config, &mut catalog, &private, report, overrides)?;
+        let Beginning { first, taken_over } =
+            begin_with(&config, &mut catalog, &private, report, overrides)?;
 
         let (shared, board) = shared_state(&config, &spool, &catalog)?;
         shared.set_public(&config.mount, mount_prefix(&mount));
@@ -186,13 +187,7 @@ impl Daemon {
             )
         })?;
         let log_id = catalog.log_id();
-        let taken_over = !first.is_empty() && catalog.folded().is_some();
         shared.taken_over.store(taken_over, Ordering::Relaxed);
-        // Before the log says so: a daemon that is killed in between takes it over once more.
-        if let Some(tier) = tier.as_ref().filter(|_| taken_over) {
-            tier.want_refill()
-                .map_err(|error| refuse("the list of stubs", error, "check the catalog's disk"))?;
-        }
         if !first.is_empty() {
             let _ = asked_out.send(Asked::Ops(first));
         }

@@ -216,6 +216,18 @@ fn the_same_disk(kind: Kind) {
     let _ = system.tierctl(&["release", "-r", first]).done();
     let _ = rests(&system);
     let before = system.sync(&[]);
+    let logged = |system: &System| -> Vec<_> {
+        let shown = |(name, _): &(String, Vec<u8>)| {
+            let path = system.at(name);
+            let path = path.to_str().expect("ASCII");
+            system
+                .tierctl(&["log", "list", "--json", path])
+                .done()
+                .json()
+        };
+        files.iter().map(shown).collect()
+    };
+    let logged_before = logged(&system);
     system.stop();
     system.fs().mount();
     for number in 0..3 {
@@ -228,8 +240,13 @@ fn the_same_disk(kind: Kind) {
     // From the first moment on nobody reads zeros, also where nothing can be recalled.
     let away = take_away(&system, 0);
     system.start();
-    for round in 0..2 {
-        thread::sleep(Duration::from_secs(round));
+    for round in 0..3 {
+        if round == 2 {
+            // The next one goes on with the take-over.
+            system.kill_process("worker");
+            system.wait_until_it_answers();
+        }
+        thread::sleep(Duration::from_millis(500 * round));
         for (name, _) in files.iter().step_by(20) {
             let error = fs::read(system.at(name)).expect_err(name);
             assert_eq!(
@@ -248,6 +265,15 @@ fn the_same_disk(kind: Kind) {
     for (name, bytes) in &files {
         assert!(read_patiently(&system.at(name)) == *bytes, "{kind}: {name}");
     }
+    // They are the files that the log has, and all of them flow back.
+    assert_eq!(logged(&system), logged_before, "{kind}");
+    let end = Instant::now() + Duration::from_mins(1);
+    while marked(&system, &files) > 0 {
+        assert!(Instant::now() < end, "{:#}", system.status());
+        thread::sleep(Duration::from_millis(100));
+    }
+    system.restart();
+    assert_eq!(logged(&system), logged_before, "{kind}, later");
     system.check(&format!("{kind}: the same disk"));
     let fresh = system.replay_to_fresh(&["--until", &before.to_string()]);
     for (name, bytes) in &files {

@@ -16,7 +16,7 @@
 //! generation ([`crate::stub::DiskMark`]), and a list is complete for the generations that it knows only.
 //!
 //! A disk that replay made of stubs is to get all its content back: that is kept here, too
-//! ([`Residency::want_refill`]). Of each stub the list says since when it is one, or that it was found as
+//! ([`Residency::take_over`]). Of each stub the list says since when it is one, or that it was found as
 //! one. Only those that were found flow back: what somebody released since then, he wants released.
 //!
 //! Files with a mark of which nobody knows what belongs into them are on the list as well: whoever opens them must
@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 use crate::catalog::Error;
-use crate::ids::FileId;
+use crate::ids::{FileId, Lsn};
 use crate::stub::DiskMark;
 
 /// "hsr1": says that an SQLite file is such a list.
@@ -61,6 +61,8 @@ const GENERATIONS_MAX: usize = 64;
 const NEXT: &str = "next";
 /// What was found released is to flow back.
 const REFILL: &str = "refill";
+/// The log's end when the disk took the place of another.
+const TAKEN_OVER: &str = "taken-over";
 
 /// The mount of the disk that has not ended yet, and when one began that came after one that did not end well.
 const MOUNT: &str = "mount";
@@ -438,10 +440,26 @@ impl Residency {
 
     // ---- what flows back -----------------------------------------------------------------------------
 
-    /// The disk was just made of stubs: what is found released on it is to flow back. Durable when it
-    /// returns.
-    pub fn want_refill(&mut self) -> Result<(), Error> {
-        self.set_meta(REFILL, "wanted")
+    /// The disk takes the place of the one before, which the log is to say behind `folded`: what is found released on
+    /// it is to flow back. Durable when it returns.
+    pub fn take_over(&mut self, fs_uuid: &[u8; 16], folded: Lsn) -> Result<(), Error> {
+        // It may be the same one, made anew.
+        self.forget_disk()?;
+        self.set_meta(REFILL, "wanted")?;
+        self.set_meta(TAKEN_OVER, &folded.get().to_string())?;
+        self.set_meta(DISK, &hex(fs_uuid))
+    }
+
+    /// Behind which transaction the log says that this disk takes the place of another, if it does. Its stubs may have
+    /// been found all or not.
+    pub fn taken_over(&self) -> Result<Option<Lsn>, Error> {
+        let folded = self.meta(TAKEN_OVER)?.and_then(|lsn| lsn.parse().ok());
+        Ok(folded.and_then(Lsn::new))
+    }
+
+    /// Whether all stubs of this filesystem had been found, whatever has become of the disk since.
+    pub fn was_complete(&self, fs_uuid: &[u8; 16]) -> Result<bool, Error> {
+        Ok(self.meta(COMPLETE)? == Some(hex(fs_uuid)))
     }
 
     /// Whether stubs that were found are to flow back.
@@ -599,7 +617,7 @@ impl Residency {
         // A crash may have come before the disk got the newest: then nothing has left yet that the disk has.
         let known = self.generations()?.contains(&generation)
             || self.meta(NEXT)?.as_ref() == Some(&generation);
-        Ok(known && self.meta(COMPLETE)? == Some(hex(fs_uuid)))
+        Ok(known && self.was_complete(fs_uuid)?)
     }
 
     /// The disk has another generation than the list knows: until every file has been looked at the list is not
@@ -641,14 +659,19 @@ impl Residency {
             return Ok(());
         }
         if before.is_some() {
-            self.batch(
-                "BEGIN IMMEDIATE; DELETE FROM stub; DELETE FROM sealed; DELETE FROM meta; COMMIT",
-            )?;
-            self.sealed.clear();
-            self.unmarked.clear();
-            self.leaving.clear();
+            self.forget_disk()?;
         }
         self.set_meta(DISK, &disk)
+    }
+
+    fn forget_disk(&mut self) -> Result<(), Error> {
+        self.batch(
+            "BEGIN IMMEDIATE; DELETE FROM stub; DELETE FROM sealed; DELETE FROM meta; COMMIT",
+        )?;
+        self.sealed.clear();
+        self.unmarked.clear();
+        self.leaving.clear();
+        Ok(())
     }
 
     /// Notes when files were last read (unix seconds), where that is later than what is noted. Where

@@ -213,28 +213,38 @@ fn fold_tail(spool: &Spool<RealDisk>, catalog: &mut Catalog) -> Result<(), Strin
     catalog.commit().map_err(|error| text(&error))
 }
 
-/// What must be logged before anything else: whose disk this is, where it is not the known one.
-pub(super) fn first_ops(
+/// What a daemon begins with.
+pub(super) struct Beginning {
+    /// What must be logged before anything else: whose disk this is, where it is not the known one.
+    pub first: Vec<Op>,
+    /// This disk takes the place of the one before. Not all of its inodes may be known by their handles yet.
+    pub taken_over: bool,
+}
+
+/// What to begin with on this filesystem.
+pub(super) fn begin_with(
     config: &Config,
     catalog: &mut Catalog,
     mount: &PrivateMount,
     report: &preflight::Report,
     overrides: Overrides,
-) -> Result<Vec<Op>, Refusal> {
-    let fail = |error: tierfs::catalog::Error| {
-        refuse(
-            config.catalog.display(),
-            error,
-            "run `tierctl catalog rebuild`",
-        )
-    };
+) -> Result<Beginning, Refusal> {
     let sys = |error: crate::sys::Error| refuse(config.mount.display(), error, "check the mount");
-    let known = catalog.filesystem().map_err(fail)?;
-    if known
+    let known = catalog
+        .filesystem()
+        .map_err(|error| bad_catalog(config, &error))?;
+    let made_of_stubs = mark::of_disk(mount.root())
+        .map_err(sys)?
+        .is_some_and(|mark| mark.generation == catalog.log_id().0);
+    let same = known
         .as_ref()
-        .is_some_and(|known| known.uuid == report.fs_uuid)
-    {
-        return Ok(Vec::new());
+        .is_some_and(|known| known.uuid == report.fs_uuid);
+    let goes_on = same && is_being_taken_over(config, catalog, &report.fs_uuid, made_of_stubs)?;
+    if goes_on || (same && !made_of_stubs) {
+        return Ok(Beginning {
+            first: Vec::new(),
+            taken_over: goes_on,
+        });
     }
     let root = handle_of(mount.root()).map_err(sys)?;
     let Outcome::Facts(found) = examine::attributes(mount.root(), &root).map_err(sys)? else {
@@ -244,34 +254,68 @@ pub(super) fn first_ops(
             "mount it again",
         ));
     };
-    if let Some(known) = &known {
-        check_rebuilt(config, catalog, mount, known, overrides)?;
-        tracing::info!("goes on with the log on another filesystem");
-    }
-    let mut ops = vec![Op::Filesystem(Filesystem {
+    let mut first = vec![Op::Filesystem(Filesystem {
         uuid: report.fs_uuid,
         fs_type: report.fs_type.clone(),
         mount: Some(std::os::unix::ffi::OsStrExt::as_bytes(config.mount.as_os_str()).to_vec()),
     })];
-    if known.is_none() {
-        ops.extend(found.ops_of_new(tierfs::FileId::ROOT, Some(&root)));
-    } else {
-        ops.push(facts::bind(tierfs::FileId::ROOT, &root, found.stat.ino));
+    let Some(known) = known else {
+        first.extend(found.ops_of_new(tierfs::FileId::ROOT, Some(&root)));
+        return Ok(Beginning {
+            first,
+            taken_over: false,
+        });
+    };
+    check_rebuilt(config, catalog, mount, &known, overrides, same)?;
+    tracing::info!("goes on with the log on a filesystem that was made anew");
+    first.push(facts::bind(tierfs::FileId::ROOT, &root, found.stat.ino));
+    // Before the log says so: a daemon that is killed in between takes it over once more.
+    if let Some(folded) = catalog.folded().filter(|_| config.device.is_some()) {
+        Residency::open(&residency::path_beside(&config.catalog))
+            .and_then(|mut list| list.take_over(&report.fs_uuid, folded))
+            .map_err(|error| bad_list(config, &error))?;
     }
-    Ok(ops)
+    Ok(Beginning {
+        first,
+        taken_over: true,
+    })
+}
+
+/// Whether a daemon before this one took over the known filesystem as it is, and the log says so. One that was made
+/// of stubs since (`made_of_stubs`) has no list of them yet.
+fn is_being_taken_over(
+    config: &Config,
+    catalog: &Catalog,
+    fs_uuid: &[u8; 16],
+    made_of_stubs: bool,
+) -> Result<bool, Refusal> {
+    let path = residency::path_beside(&config.catalog);
+    if config.device.is_none() || !path.exists() {
+        return Ok(false);
+    }
+    let noted = |list: &Residency| Ok((list.taken_over()?, list.was_complete(fs_uuid)?));
+    let noted = Residency::open(&path).and_then(|list| noted(&list));
+    let (taken_over, was_complete) = noted.map_err(|error| bad_list(config, &error))?;
+    let said = catalog.queries().filesystem_since();
+    let said = said.map_err(|error| bad_catalog(config, &error))?;
+    Ok(taken_over.is_some() && said > taken_over && !(made_of_stubs && was_complete))
+}
+
+fn bad_list(config: &Config, error: &tierfs::catalog::Error) -> Refusal {
+    let path = residency::path_beside(&config.catalog);
+    refuse(path.display(), error, "check the catalog's disk")
+}
+
+fn bad_catalog(config: &Config, error: &tierfs::catalog::Error) -> Refusal {
+    let advice = "run `tierctl catalog rebuild`";
+    refuse(config.catalog.display(), error, advice)
 }
 
 /// Whether replay built this filesystem: its root directory has, to the nanosecond, the modification
 /// time of a root directory that the log has. Replay gives it that time as the last thing it does; a
 /// filesystem that was just made, or that holds something else, has its own.
 fn is_rebuilt(config: &Config, catalog: &Catalog, mount: &PrivateMount) -> Result<bool, Refusal> {
-    let fail = |error: tierfs::catalog::Error| {
-        refuse(
-            config.catalog.display(),
-            error,
-            "run `tierctl catalog rebuild`",
-        )
-    };
+    let fail = |error| bad_catalog(config, &error);
     let stat = crate::sys::stat::stat_of(mount.root())
         .map_err(|error| refuse(config.mount.display(), error, "check the mount"))?;
     let found = facts::time_of(stat.mtime);
@@ -301,10 +345,20 @@ fn check_rebuilt(
     mount: &PrivateMount,
     known: &Filesystem,
     overrides: Overrides,
+    same: bool,
 ) -> Result<(), Refusal> {
     let log = catalog.log_id().to_string();
     if overrides.adopt_filesystem || is_rebuilt(config, catalog, mount)? {
         return Ok(());
+    }
+    if same {
+        return Err(refuse(
+            config.mount.display(),
+            "`replay --stubs` has begun to make this filesystem anew and has not finished, or its top directory was changed since",
+            "mount it and give the same replay once more, which goes on where it was, unmount it and start hsmd again; \
+             start hsmd once with --adopt-filesystem if it is to stay as it is: \
+             what it does not hold is then logged as deleted (earlier moments stay)",
+        ));
     }
     Err(refuse(
         config.mount.display(),

@@ -398,11 +398,6 @@ impl Tier {
         }
     }
 
-    /// This disk was just taken over: what it lacks is to flow back. Before [`Self::bodies`] begin.
-    pub fn want_refill(&self) -> Result<(), catalog::Error> {
-        lock(&self.residency).want_refill()
-    }
-
     /// What is to flow back still; `None` where nothing is.
     pub fn refill(&self) -> Option<RefillStatus> {
         self.refill.as_ref().and_then(|refill| refill.status())

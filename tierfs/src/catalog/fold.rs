@@ -203,12 +203,8 @@ impl<'f, 'c, 't> Fold<'f, 'c, 't> {
     }
 
     fn filesystem(&mut self, index: usize, filesystem: &Filesystem) -> Result<(), Fault> {
-        let known: Option<[u8; 16]> = self
-            .stmts
-            .get(Sql::LastFilesystem)?
-            .query_row([], |row| row.get(0))
-            .optional()?;
-        if known.is_some_and(|uuid| uuid != filesystem.uuid) {
+        let known = self.stmts.get(Sql::AnyFilesystem)?.exists([])?;
+        if known {
             self.stmts.run(Sql::UnbindAll, [])?;
             self.stmts.run(Sql::ForgetAllSeen, [])?;
             for node in self.nodes.values_mut().flatten() {

@@ -183,6 +183,12 @@ impl<'c> Queries<'c> {
         )
     }
 
+    /// The transaction that said so.
+    pub fn filesystem_since(self) -> Result<Option<Lsn>, Error> {
+        let sql = "SELECT lsn FROM filesystem ORDER BY lsn DESC LIMIT 1";
+        self.one(sql, [], |row| row.get(0))
+    }
+
     /// The last state of each volume, by serial.
     pub fn volumes(self) -> Result<Vec<VolumeRow>, Error> {
         self.list(

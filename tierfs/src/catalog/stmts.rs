@@ -33,7 +33,7 @@ statements! {
     Rollback = "ROLLBACK TO fold";
     Release = "RELEASE fold";
     InsertTxn = "INSERT INTO txn VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
-    LastFilesystem = "SELECT uuid FROM filesystem ORDER BY lsn DESC, op DESC LIMIT 1";
+    AnyFilesystem = "SELECT 1 FROM filesystem LIMIT 1";
     InsertFilesystem = "INSERT INTO filesystem VALUES (?1, ?2, ?3, ?4, ?5)";
     DropFilesystems = "DELETE FROM filesystem";
     UnbindAll = "UPDATE inode SET handle = NULL, ino = NULL WHERE handle IS NOT NULL";

@@ -114,7 +114,10 @@ fn what_was_found_flows_back_and_what_was_released_does_not() {
     let mut list = Residency::open(&path).expect("a list");
     list.keep_for(&[1; 16]).expect("noted");
     assert!(!list.wants_refill().expect("read"));
-    list.want_refill().expect("noted");
+    let end = Lsn::new(7).expect("a number");
+    list.add(&[stub(6)], 4).expect("of the disk before");
+    list.take_over(&[1; 16], end).expect("noted");
+    assert_eq!(list.page(None, 9).expect("read"), []);
     list.add(&[stub(2)], 5)
         .expect("released before it was found");
     let found = [stub(1), stub(2), stub(3), stub(4), stub(5)];
@@ -140,9 +143,12 @@ fn what_was_found_flows_back_and_what_was_released_does_not() {
     assert_eq!(list.get_found(stub(5).file).expect("read"), None);
     list.end_refill().expect("noted");
     assert!(!list.wants_refill().expect("read"));
-    list.want_refill().expect("noted");
+    assert_eq!(list.taken_over().expect("read"), Some(end));
+    list.take_over(&[1; 16], end).expect("noted");
+    assert!(list.wants_refill().expect("read"));
     list.keep_for(&[2; 16]).expect("another disk");
     assert!(!list.wants_refill().expect("read"));
+    assert_eq!(list.taken_over().expect("read"), None);
 }
 
 #[test]

@@ -93,8 +93,8 @@ fn rig(files: &[(u64, u64, Option<Will>)]) -> (Fake, Refill, TempDir) {
     let mut list = Residency::open(&dir.path().join("list")).expect("a list");
     let files: BTreeMap<_, _> = (1..).zip(files.iter().cloned()).collect();
     let stubs: Vec<Stub> = files.keys().map(|file| stub(*file)).collect();
+    list.take_over(&[1; 16], tierfs::Lsn::FIRST).expect("noted");
     list.add_found(&stubs).expect("added");
-    list.want_refill().expect("noted");
     let fake = Fake {
         disk: Arc::new(Mutex::new(Disk {
             files,

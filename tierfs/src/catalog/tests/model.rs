@@ -100,7 +100,7 @@ impl Model {
         let tree = &mut self.now;
         match op {
             Op::Filesystem(filesystem) => {
-                if tree.uuid.is_some_and(|uuid| uuid != filesystem.uuid) {
+                if tree.uuid.is_some() {
                     tree.files.values_mut().for_each(|file| file.handle = None);
                     handles.clear();
                 }
