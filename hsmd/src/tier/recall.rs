@@ -30,7 +30,7 @@ use tierfs::{FileId, LogId};
 
 use self::failing::Failing;
 pub use self::queue::{BACKGROUND, Cancelled, Filling, Queued, Reached, Waits};
-use self::queue::{Queue, State, There, Turn, Waiter, Wanted};
+use self::queue::{OnDisk, Queue, State, There, Turn, Waiter, Wanted};
 use super::fill::{FillError, Filler};
 use super::mark::{self, Marked};
 use super::regain;
@@ -212,13 +212,13 @@ impl Recall {
         let place = mark::place(fd.as_fd());
         let mut queue = lock(&self.queue);
         if let Some(State::There { there, waiters, .. }) = queue.states.get_mut(&handle) {
-            if !there.sealed && !there.doubtful && self.may_go_on(attempt, &handle) {
+            if !there.sealed && there.disk == OnDisk::Told && self.may_go_on(attempt, &handle) {
                 drop(queue);
                 drop(fd);
                 (self.answer)(id, Answer::Allow);
                 return;
             }
-            if there.unwritten {
+            if there.disk == OnDisk::Missing {
                 drop(queue);
                 drop(fd);
                 (self.answer)(id, Answer::Deny(libc::EIO));
@@ -427,8 +427,7 @@ impl Recall {
             sealed: mark.seals.0 != 0,
             // The log has a snapshot's file only when it was read.
             news: durable || original.is_some(),
-            doubtful: false,
-            unwritten: false,
+            disk: OnDisk::Told,
         };
         // A worker before this one got so far, and programs may use the file: a running one could not be
         // opened for writing.
@@ -456,6 +455,11 @@ impl Recall {
         };
         // What another worker wrote of it may have been refused by the disk, and only that worker was told.
         let doubtful = mark.stage != Stage::Rests;
+        let disk = if doubtful {
+            OnDisk::Doubtful
+        } else {
+            OnDisk::Told
+        };
         let sealed = mark.seals.0 != 0;
         if let (Err(_), Some(original)) = (&filled, &original) {
             self.stays_a_snapshot(held.as_fd(), original)?;
@@ -466,7 +470,7 @@ impl Recall {
         let there = There {
             bytes,
             sealed,
-            doubtful,
+            disk,
             ..there
         };
         Ok(Filled::There(there, held))
@@ -521,7 +525,9 @@ impl Recall {
     /// `errors`: how many syncs had failed when it began.
     fn is_there(&self, handle: &Handle, mut there: There, fd: OwnedFd, errors: u64) {
         let mut queue = lock(&self.queue);
-        there.doubtful |= self.sync_errors.load(Ordering::SeqCst) != errors;
+        if self.sync_errors.load(Ordering::SeqCst) != errors {
+            there.disk.doubt();
+        }
         let Some(State::Wanted(Wanted { waiters, .. })) = queue.remove(handle) else {
             return;
         };
@@ -530,7 +536,9 @@ impl Recall {
         for waiter in waiters {
             match waiter {
                 Waiter::Access { id, attempt, .. }
-                    if !there.sealed && !there.doubtful && self.may_go_on(attempt, handle) =>
+                    if !there.sealed
+                        && there.disk == OnDisk::Told
+                        && self.may_go_on(attempt, handle) =>
                 {
                     go_on.push(id);
                 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tierfs::stub::{Stage, StubMark};
 
 use super::finish::is_used;
-use super::queue::{Filling, State, Waiter};
+use super::queue::{Filling, OnDisk, State, Waiter};
 use super::{FillError, Filler, Recall};
 use crate::shared::lock;
 use crate::sys::handle::{Handle, Opened, open_by_handle};
@@ -42,7 +42,7 @@ impl Recall {
         self.sync_errors.fetch_add(1, Ordering::SeqCst);
         for state in lock(&self.queue).states.values_mut() {
             if let State::There { there, .. } = state {
-                there.doubtful = true;
+                there.disk.doubt();
             }
         }
     }
@@ -50,7 +50,7 @@ impl Recall {
     /// Whether a file is to be written once more before it is finished.
     pub(super) fn is_doubtful(&self, handle: &Handle) -> bool {
         let queue = lock(&self.queue);
-        matches!(queue.states.get(handle), Some(State::There { there, .. }) if there.doubtful)
+        matches!(queue.states.get(handle), Some(State::There { there, .. }) if there.disk != OnDisk::Told)
     }
 
     /// Writes a file once more that is there, with the same bytes. Who reads it notices nothing.
@@ -88,8 +88,8 @@ impl Recall {
         }
         let mut queue = lock(&self.queue);
         if let Some(State::There { there, .. }) = queue.states.get_mut(handle) {
-            there.doubtful = self.sync_errors.load(Ordering::SeqCst) != errors;
-            there.unwritten = false;
+            let told = self.sync_errors.load(Ordering::SeqCst) == errors;
+            there.disk = if told { OnDisk::Told } else { OnDisk::Doubtful };
             there.sealed |= self.parts_sealed(handle);
         }
         Ok(())
@@ -101,7 +101,7 @@ impl Recall {
         let mut in_the_way = Vec::new();
         if let Some(State::There { there, waiters, .. }) = lock(&self.queue).states.get_mut(handle)
         {
-            there.unwritten = true;
+            there.disk = OnDisk::Missing;
             let opens = |waiter: &mut Waiter| matches!(waiter, Waiter::Access { .. });
             in_the_way.extend(waiters.extract_if(.., opens));
         }

@@ -141,6 +141,27 @@ pub(super) struct Turn {
     pub(super) place: u64,
 }
 
+/// Whether the disk has what was written of a file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum OnDisk {
+    /// A sync tells.
+    Told,
+    /// It may be nowhere but in memory, which nobody will be told again: it is written once more before the file is
+    /// finished.
+    Doubtful,
+    /// It is not, and can be written only while nobody has the file open: who comes to open it is refused.
+    Missing,
+}
+
+impl OnDisk {
+    /// Believes nothing any more that was written before.
+    pub(super) fn doubt(&mut self) {
+        if *self == Self::Told {
+            *self = Self::Doubtful;
+        }
+    }
+}
+
 /// A file whose bytes are there.
 #[derive(Clone, Copy)]
 pub(super) struct There {
@@ -150,11 +171,8 @@ pub(super) struct There {
     pub(super) sealed: bool,
     /// It was found durable: it may have been changed since, after a mark that a loss of power brought back.
     pub(super) news: bool,
-    /// What was written of it may be nowhere but in memory, which nobody will be told again: it is written
-    /// once more before it is finished.
-    pub(super) doubtful: bool,
-    /// That is done only while nobody has it open: who comes to open it is refused.
-    pub(super) unwritten: bool,
+    /// Whether the disk has what was written of it.
+    pub(super) disk: OnDisk,
 }
 
 /// A fill that is under way, for those who look at it, and to stop it.
