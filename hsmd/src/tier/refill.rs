@@ -1,7 +1,7 @@
 //! Flowing back: what a disk made of stubs (`replay --stubs`) lacks comes back in the background.
 //!
 //! Whether that is wanted, and which files it concerns, stands in the list of stubs, durably
-//! ([`Residency::want_refill`]); a file that is whole leaves it. So a new worker goes on where the one
+//! ([`Residency::take_over`]); a file that is whole leaves it. So a new worker goes on where the one
 //! before was killed, and what was released since then stays released.
 //!
 //! The list is gone through in pages, each in the order of the log, which is that of the media. Recalls that
