@@ -355,9 +355,9 @@ fn check_rebuilt(
         return Err(refuse(
             config.mount.display(),
             "`replay --stubs` has begun to make this filesystem anew and has not finished, or its top directory was changed since",
-            "mount it and give the same replay once more, which goes on where it was, unmount it and start hsmd again; \
-             start hsmd once with --adopt-filesystem if it is to stay as it is: \
-             what it does not hold is then logged as deleted (earlier moments stay)",
+            "if hsmd has not run on it since, mount it, give the same replay once more, which goes on where it was, unmount it and start hsmd again; \
+             if it has, or it is to stay as it is, start hsmd once with --adopt-filesystem: \
+             what it does not hold is then logged as deleted (earlier moments stay), and what was changed on it is kept",
         ));
     }
     Err(refuse(
